@@ -1,0 +1,1 @@
+"""Container image deltas, as a Prefect task collection."""
