@@ -1,70 +1,102 @@
 """Progress of long operations, and the place where cancelling takes hold.
 
-Steps report to whatever is current in their context; by default nobody
-listens. ``advance`` is called for every chunk of every stream, so it is also
-where a cancelled run stops: a listener may raise ``Interrupted`` from it.
+Steps report to whatever listens in their context; by default nobody does.
+Every chunk of every stream passes ``transfer``, so that is also where a
+cancelled run stops.
 """
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
+from prefect_diffah.engine.errors import Interrupted
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["Progress", "Transfer", "listening", "transfer"]
+__all__ = ["Progress", "Transfer", "cancellable", "listening", "transfer"]
 
 
 class Transfer(Protocol):
     """One named amount of work."""
 
     def advance(self, amount: int) -> None:
-        """``amount`` more bytes are done. Raises: Interrupted when the run was cancelled."""
+        """``amount`` more bytes are done."""
+
+    def finish(self, *, complete: bool) -> None:
+        """It ended, or was cut short."""
 
 
 class Progress(Protocol):
     """A listener."""
 
-    def start(self, label: str, total: int | None) -> Transfer:
-        """``label`` begins; ``total`` bytes if known."""
-
-    def finish(self, transfer: Transfer) -> None:
-        """It ended, well or not."""
+    def start(self, label: str, total: int) -> Transfer:
+        """``label`` begins: ``total`` bytes."""
 
 
 class _Silent:
-    def start(self, label: str, total: int | None) -> _Silent:
-        return self
+    """Nobody listens."""
 
-    def finish(self, transfer: Transfer) -> None:
-        pass
+    def start(self, label: str, total: int) -> _Silent:
+        return self
 
     def advance(self, amount: int) -> None:
         pass
 
+    def finish(self, *, complete: bool) -> None:
+        pass
 
-_current: ContextVar[Progress] = ContextVar("prefect_diffah_progress", default=_Silent())  # noqa: B039 - stateless
+
+_listener: ContextVar[Progress] = ContextVar("prefect_diffah_progress", default=_Silent())  # noqa: B039 - it has no state
+_cancelled: ContextVar[threading.Event | None] = ContextVar("prefect_diffah_cancelled", default=None)
 
 
 @contextmanager
 def listening(progress: Progress) -> Iterator[None]:
     """Make ``progress`` the listener of this context and of contexts copied from it."""
-    token = _current.set(progress)
+    token = _listener.set(progress)
     try:
         yield
     finally:
-        _current.reset(token)
+        _listener.reset(token)
 
 
-def transfer(label: str, total: int | None, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """``chunks`` unchanged, reported to the current listener as they pass."""
-    progress = _current.get()
-    item = progress.start(label, total)
+@contextmanager
+def cancellable() -> Iterator[None]:
+    """A block that takes all streams of its context with it when it is left by an exception.
+
+    Threads that were started inside with a copy of the context stop at their
+    next chunk, raising ``Interrupted``.
+    """
+    event = threading.Event()
+    token = _cancelled.set(event)
+    try:
+        yield
+    except BaseException:
+        event.set()
+        raise
+    finally:
+        _cancelled.reset(token)
+
+
+def transfer(label: str, total: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """``chunks`` unchanged, reported to the current listener as they pass.
+
+    Raises:
+        Interrupted: the run was cancelled.
+    """
+    item = _listener.get().start(label, total)
+    event = _cancelled.get()
+    complete = False
     try:
         for chunk in chunks:
+            if event is not None and event.is_set():
+                raise Interrupted(f"{label}: cancelled")
             item.advance(len(chunk))
             yield chunk
+        complete = True
     finally:
-        progress.finish(item)
+        item.finish(complete=complete)

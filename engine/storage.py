@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -33,6 +34,8 @@ BLOCK = 8 * 1024 * 1024
 """Bytes of an object store's request: the part size of uploads, the read-ahead of reads."""
 MARGIN = 16 * 1024 * 1024
 """Bytes that are left free on a disk."""
+PART = ".part"
+"""How the name of a file that is being written ends."""
 
 
 class FileLocation:
@@ -145,16 +148,19 @@ class FileLocation:
 
     @contextlib.contextmanager
     def _replacing_local(self, target: Path, size: int | None) -> Iterator[IO[bytes]]:
-        temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.part")
+        prefix = f".{target.name[:200]}."
+        temporary = target.with_name(f"{prefix}{secrets.token_hex(6)}{PART}")
         with self.translated("write"):
             target.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(target.parent, prefix)
             require_room(target.parent, size or 0)
             try:
                 with temporary.open("xb") as file:
+                    _claim(file)
                     yield file
                     file.flush()
                     os.fsync(file.fileno())
-                temporary.replace(target)
+                    temporary.replace(target)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
@@ -224,6 +230,24 @@ def require_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size + (MARGIN if size else 0):
         raise NoSpace(f"{folder} has {free} bytes free, {size} are needed", path=str(folder), free=free, needed=size)
+
+
+def _claim(file: IO[bytes]) -> bool:
+    """Lock ``file`` for as long as it is open; False if somebody else has it. A lock ends with its process, so one that is free marks a dead writer's file."""
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+    return True
+
+
+def _remove_abandoned(folder: Path, prefix: str) -> None:
+    """Remove what writers that were killed left beside their targets."""
+    for entry in folder.iterdir():
+        if entry.name.startswith(prefix) and entry.name.endswith(PART):
+            with contextlib.suppress(OSError), entry.open("rb") as file:
+                if _claim(file):
+                    entry.unlink()
 
 
 def sync_folder(folder: Path) -> None:

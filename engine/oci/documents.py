@@ -38,7 +38,7 @@ class _Document(Model):
     annotations: dict[str, str] = {}
 
     def descriptor(self, algorithm: str = "sha256") -> Descriptor:
-        """This document's own descriptor."""
+        """This document's own descriptor, with a digest of ``algorithm``."""
         return Descriptor(media_type=self.media_type, digest=Digest.of(self.raw, algorithm), size=len(self.raw), artifact_type=self.artifact_type)
 
 

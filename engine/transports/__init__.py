@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prefect_diffah.engine.access import DEFAULT_ACCESS, Access
-from prefect_diffah.engine.transports.base import BlobSource, ImageReader, ImageWriter, OutgoingImage, WriteOptions, Written
+from prefect_diffah.engine.transports.base import DEFAULT_OPTIONS, BlobSource, ImageReader, ImageWriter, OutgoingImage, WriteOptions, Written
 
 if TYPE_CHECKING:
     from prefect_diffah.engine.oci import Reference
 
-__all__ = ["BlobSource", "ImageReader", "ImageWriter", "OutgoingImage", "WriteOptions", "Written", "open_reader", "open_writer"]
+__all__ = ["DEFAULT_OPTIONS", "BlobSource", "ImageReader", "ImageWriter", "OutgoingImage", "WriteOptions", "Written", "open_reader", "open_writer"]
 
 
 def open_reader(reference: Reference, access: Access = DEFAULT_ACCESS, workdir: str | None = None) -> ImageReader:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from prefect_diffah.engine.model import Model
 from prefect_diffah.engine.oci import Descriptor, Digest
 
-__all__ = ["BlobSource", "ImageReader", "ImageWriter", "OutgoingImage", "WriteOptions", "Written"]
+__all__ = ["DEFAULT_OPTIONS", "BlobSource", "ImageReader", "ImageWriter", "OutgoingImage", "WriteOptions", "Written"]
 
 
 class BlobSource(Protocol):
@@ -87,15 +87,20 @@ class WriteOptions:
     """Time of archive members, seconds since 1970."""
 
 
+DEFAULT_OPTIONS = WriteOptions()
+
+
 class Written(Model):
     """What became of an output."""
 
     location: str
-    status: str
-    """``written`` or ``unchanged`` (it held exactly this already)."""
+    status: Literal["written", "unchanged"]
+    """``unchanged``: it held exactly this already."""
     root: Digest | None
     """The digest that the image has there; None where it cannot survive."""
     bytes_written: int
+    size: int | None = None
+    """Bytes of the output, where it is one file."""
     notes: tuple[str, ...] = ()
 
 

@@ -1,0 +1,164 @@
+"""Compressed streams: told by their first bytes, inflated a piece at a time."""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import zlib
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from prefect_diffah.engine.errors import InvalidArchive, Unsupported
+from prefect_diffah.engine.storage import CHUNK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+__all__ = ["MAGIC_LENGTH", "Compression", "compression_of", "inflated"]
+
+Compression = Literal["gzip", "bzip2", "xz", "zstd"]
+
+MAGIC_LENGTH = 6
+"""Bytes that ``compression_of`` needs to see."""
+_MAGIC: dict[bytes, Compression] = {b"\x1f\x8b\x08": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_XZ_MEMORY = 512 * 1024 * 1024
+"""Bytes of memory that an xz stream may ask for (``xz -9`` asks for 65 MiB)."""
+_ZSTD_SLICE = 1024
+"""Bytes handed to the zstandard package at a time."""
+
+
+def compression_of(head: bytes) -> Compression | None:
+    """What compresses a stream that begins with ``head``; None if nothing known does."""
+    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+
+
+def inflated(chunks: Iterable[bytes], compression: Compression, what: str = "stream") -> Iterator[bytes]:
+    """The content of a compressed stream, in pieces of some MiB at most, whatever its ratio.
+
+    Concatenated streams are read as one, as their tools do.
+
+    Args:
+        what: how errors call the stream.
+
+    Raises:
+        InvalidArchive: damaged, or truncated.
+        Unsupported: zstd, where this Python has no decoder.
+    """
+    try:
+        match compression:
+            case "gzip":
+                yield from _streams(chunks, _Gzip)
+            case "bzip2":
+                yield from _streams(chunks, bz2.BZ2Decompressor)
+            case "xz":
+                yield from _streams(chunks, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY))
+            case "zstd":
+                yield from _zstd(chunks)
+    except (zlib.error, lzma.LZMAError, EOFError, ValueError) as error:
+        raise InvalidArchive(f"the {what} is damaged: {compression}: {error}", compression=compression) from error
+    except OSError as error:
+        # bz2 says that data is invalid by an OSError without a number
+        if error.errno is not None:
+            raise
+        raise InvalidArchive(f"the {what} is damaged: {compression}: {error}", compression=compression) from error
+
+
+class _Decoder(Protocol):
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+class _Gzip:
+    """zlib's decompressor with the interface of bz2's and lzma's."""
+
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        self._more = False
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._more
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        out = self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
+        # a full buffer may leave output behind in zlib even when all input is consumed
+        self._more = bool(self._inner.unconsumed_tail) or len(out) == max_length
+        return out
+
+
+def _streams(chunks: Iterable[bytes], new: Callable[[], _Decoder]) -> Iterator[bytes]:
+    decoder: _Decoder | None = None
+    for chunk in chunks:
+        left = chunk
+        while left or not (decoder is None or decoder.eof or decoder.needs_input):
+            if decoder is None or decoder.eof:
+                if decoder is not None and not (left := left.lstrip(b"\0")):
+                    break  # padding
+                decoder = new()
+            out = decoder.decompress(left, CHUNK)
+            left = decoder.unused_data if decoder.eof else b""
+            if out:
+                yield out
+    if decoder is None or not decoder.eof:
+        raise EOFError("it ends too early")
+
+
+def _zstd(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    try:
+        from compression.zstd import ZstdDecompressor, ZstdError  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        pass
+    else:
+        try:
+            yield from _streams(chunks, ZstdDecompressor)
+        except ZstdError as error:
+            raise ValueError(error) from error
+        return
+    try:
+        import zstandard
+    except ImportError as error:
+        raise Unsupported(
+            "this is compressed by zstd, and this Python has no decoder for it",
+            next_action="Decompress it first (zstd -d), install the zstandard package, or use Python 3.14.",
+        ) from error
+    # this decoder cannot be told how much to hand out, only how much it is given:
+    # three bytes make at most a block of 128 KiB
+    slices = (chunk[at : at + _ZSTD_SLICE] for chunk in chunks for at in range(0, len(chunk), _ZSTD_SLICE))
+    try:
+        yield from _streams(slices, _Zstandard)
+    except zstandard.ZstdError as error:
+        raise ValueError(error) from error
+
+
+class _Zstandard:
+    """The zstandard package's decompressor with the interface of bz2's and lzma's."""
+
+    needs_input = True
+
+    def __init__(self) -> None:
+        import zstandard
+
+        self._inner = zstandard.ZstdDecompressor().decompressobj()
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        return self._inner.decompress(data)

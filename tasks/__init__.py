@@ -1,0 +1,1 @@
+"""Engine steps as Prefect tasks, the runner that calls them, and blocks."""
