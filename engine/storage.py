@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import os
 import secrets
 import shutil
@@ -168,7 +169,15 @@ class FileLocation:
 
     @contextlib.contextmanager
     def _replacing_object(self) -> Iterator[IO[bytes]]:
+        from fsspec.implementations.memory import MemoryFileSystem
+
         with self.translated("write"):
+            if isinstance(self.fs, MemoryFileSystem):
+                # it shows a file from when it is opened, whatever autocommit says
+                buffer = io.BytesIO()
+                yield buffer
+                self.fs.pipe_file(self.path, buffer.getvalue())
+                return
             file = self.fs.open(self.path, "wb", block_size=BLOCK, autocommit=False)
             try:
                 yield file
@@ -176,7 +185,8 @@ class FileLocation:
                 file.commit()
             except BaseException:
                 # close() of a half-written upload would send its rest first
-                file.closed = True
+                with contextlib.suppress(AttributeError):
+                    file.closed = True
                 with contextlib.suppress(Exception):
                     file.discard()
                 raise
@@ -236,8 +246,9 @@ def _claim(file: IO[bytes]) -> bool:
     """Lock ``file`` for as long as it is open; False if somebody else has it. A lock ends with its process, so one that is free marks a dead writer's file."""
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+    except OSError:
+        # held by another, or not to be had on this filesystem: then nobody's file may be taken for abandoned
+        return False
     return True
 
 

@@ -125,8 +125,8 @@ class Authenticator:
                 self._challenges[repository] = bearer
                 for key in [key for key, token in self._tokens.items() if token.header == used]:
                     del self._tokens[key]
-                asked = tuple(bearer.parameters.get("scope", "").split())
-                return self._bearer(bearer, repository, scopes + tuple(scope for scope in asked if scope not in scopes), remember_as=scopes)
+                asked = bearer.parameters.get("scope", "").split()
+                return self._bearer(bearer, repository, scopes + tuple(scope for scope in asked if not _covered(scope, scopes)), remember_as=scopes)
             if basic := offered.get("basic"):
                 credentials = find_credentials(self._registry, repository, self._access)
                 if credentials is None:
@@ -180,6 +180,12 @@ class Authenticator:
         query = urlencode(([("service", service)] if service else []) + [("scope", scope) for scope in scopes])
         separator = "&" if url.query else "?"
         return self._send("GET", f"{url.copy_with(fragment=None)}{separator}{query}", headers, None)
+
+
+def _covered(scope: str, scopes: tuple[str, ...]) -> bool:
+    resource, _, actions = scope.rpartition(":")
+    held = {action for known in scopes if known.rpartition(":")[0] == resource for action in known.rpartition(":")[2].split(",")}
+    return held.issuperset(actions.split(","))
 
 
 def _basic(credentials: Credentials) -> str:

@@ -12,7 +12,7 @@ from prefect_diffah.engine.errors import DigestMismatch, InvalidReference, Netwo
 from prefect_diffah.engine.oci import MAX_MANIFEST, Digest, mediatypes
 from prefect_diffah.engine.registry.auth import pull_scope, push_scope
 from prefect_diffah.engine.registry.connection import Body, Connection
-from prefect_diffah.engine.registry.faults import expect, read_body, translated
+from prefect_diffah.engine.registry.faults import expect, finish, read_body, translated
 from prefect_diffah.engine.registry.retry import PATIENCE, Budget, Patience
 
 __all__ = ["ACCEPT", "Repository"]
@@ -60,7 +60,7 @@ class Repository:
 
         def attempt() -> httpx.Response:
             response = expect(self.send(method, path, headers=headers), *statuses, what=what)
-            response.close()
+            finish(response)
             return response
 
         return self.patience.start().run(attempt)
@@ -142,7 +142,7 @@ class Repository:
 
         def attempt() -> httpx.Response:
             response = expect(self.send("PUT", f"manifests/{reference}", headers={"Content-Type": media_type}, body=raw), 201, 200, 202, what=what)
-            response.close()
+            finish(response)
             return response
 
         told = told_digest(self.patience.start().run(attempt).headers)

@@ -12,7 +12,7 @@ import httpx
 from prefect_diffah.engine.access import Access
 from prefect_diffah.engine.errors import DiffahError, NetworkError
 from prefect_diffah.engine.registry.auth import Authenticator
-from prefect_diffah.engine.registry.faults import redacted, translated
+from prefect_diffah.engine.registry.faults import finish, redacted, translated
 from prefect_diffah.engine.registry.trust import certificate_folder, tls_context
 
 __all__ = ["Body", "Connection", "Reauthorized"]
@@ -79,11 +79,12 @@ class Connection:
         failure: DiffahError | None = None
         for root in (self._url("https"), self._url("http")):
             try:
-                with translated(root), self._client.stream("GET", root.join("/v2/")) as response:
-                    # what a TLS server says to plain HTTP
-                    if root.scheme == "http" and response.status_code == 400:
-                        continue
-                return root
+                with translated(root):
+                    response = self._client.send(self._client.build_request("GET", root.join("/v2/")), stream=True)
+                finish(response)
+                # 400 to plain HTTP is what a TLS server says
+                if root.scheme == "https" or response.status_code != 400:
+                    return root
             except DiffahError as error:
                 failure = failure or error
         raise NetworkError(f"neither https nor http works: {failure.message if failure else self.host}", registry=self.host) from failure
@@ -123,7 +124,7 @@ class Connection:
             raise
         if answer is None:
             return response
-        response.close()
+        finish(response)
         if callable(body):
             raise Reauthorized
         return self._follow(method, url, headers or {}, body, answer)
@@ -145,7 +146,7 @@ class Connection:
                 return response
             if method not in ("GET", "HEAD") and response.status_code not in (307, 308):
                 return response
-            response.close()
+            finish(response)
             target = self.located(url, location)
             if _origin(target) != _origin(url):
                 authorization = None

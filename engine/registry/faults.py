@@ -15,7 +15,7 @@ from prefect_diffah.engine.registry.retry import retry_after
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["expect", "read_body", "redacted", "translated"]
+__all__ = ["expect", "finish", "read_body", "redacted", "translated"]
 
 MESSAGE_LIMIT = 1024
 """Characters of a registry's own words that are repeated."""
@@ -82,6 +82,12 @@ def read_body(response: httpx.Response, limit: int) -> bytes:
             if len(body) > limit:
                 break
     return bytes(body)
+
+
+def finish(response: httpx.Response) -> None:
+    """Close a response whose body does not matter, reading a short one, so that its connection can be used again."""
+    with contextlib.suppress(NetworkError):
+        read_body(response, _ERROR_BODY)
 
 
 def expect(response: httpx.Response, *statuses: int, what: str) -> httpx.Response:

@@ -16,7 +16,7 @@ from prefect_diffah.engine.oci import Digest
 from prefect_diffah.engine.registry.auth import pull_scope
 from prefect_diffah.engine.registry.client import Repository
 from prefect_diffah.engine.registry.connection import Reauthorized
-from prefect_diffah.engine.registry.faults import expect
+from prefect_diffah.engine.registry.faults import expect, finish
 from prefect_diffah.engine.registry.retry import Budget
 
 __all__ = ["CHUNK_SIZE", "Source", "can_push", "mount_blob", "upload_blob"]
@@ -38,7 +38,11 @@ class _Session:
 
 
 class _SourceFailed(Exception):
-    pass
+    """What a source raised. Not as its ``__cause__``: httpcore re-raises ``from None``, which drops that."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
 
 
 def can_push(repository: Repository) -> None:
@@ -82,8 +86,8 @@ def upload_blob(repository: Repository, digest: Digest, size: int, source: Sourc
         upload.run()
     except BaseException as error:
         _cancel(repository, upload.session)
-        if isinstance(error, _SourceFailed) and error.__cause__ is not None:
-            raise error.__cause__ from None
+        if isinstance(error, _SourceFailed):
+            raise error.error from None
         raise
     return size
 
@@ -91,7 +95,7 @@ def upload_blob(repository: Repository, digest: Digest, size: int, source: Sourc
 def _begin(repository: Repository, query: str = "", also: tuple[str, ...] = (), budget: Budget | None = None) -> _Session | None:
     def attempt() -> _Session | None:
         response = expect(repository.send("POST", f"blobs/uploads/{query}", also=also), 202, *((201,) if query else ()), what=f"upload to {repository}")
-        response.close()
+        finish(response)
         if response.status_code == 201:
             return None
         location = _location(repository, response)
@@ -120,7 +124,7 @@ def _location(repository: Repository, response: httpx.Response) -> httpx.URL | N
 def _cancel(repository: Repository, session: _Session) -> None:
     # a session that stays is the registry's to clean up
     with contextlib.suppress(DiffahError):
-        repository.send("DELETE", session.location).close()
+        finish(repository.send("DELETE", session.location))
 
 
 def _cautious(chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -179,7 +183,7 @@ class _Upload:
             "Content-Range": f"{self.offset}-{self.offset + size - 1}",
         }
         response = expect(self.repository.send("PATCH", self.session.location, headers=headers, body=parts.next(size)), 202, 204, what=self.what)
-        response.close()
+        finish(response)
         self.session.location = _location(self.repository, response) or self.session.location
         reached = self.offset + size
         if _reached(response) not in (reached, None):
@@ -191,7 +195,7 @@ class _Upload:
         location = str(self.session.location)
         url = httpx.URL(f"{location}{'&' if '?' in location else '?'}digest={quote(self.digest, safe='')}")
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
-        expect(self.repository.send("PUT", url, headers=headers, body=parts.next(size) if size else b""), 201, 204, what=self.what).close()
+        finish(expect(self.repository.send("PUT", url, headers=headers, body=parts.next(size) if size else b""), 201, 204, what=self.what))
 
     def _recover(self, error: DiffahError) -> bool:
         """Find out where to go on after ``error``; whether the blob is there after all.
@@ -221,7 +225,7 @@ class _Upload:
 
         def attempt() -> httpx.Response:
             response = self.repository.send("GET", self.session.location)
-            response.close()
+            finish(response)
             return response if response.status_code < 500 else expect(response, 204, what=self.what)
 
         response = self.budget.run(attempt)
@@ -249,13 +253,13 @@ def _opened(source: Source) -> Iterator[Iterator[bytes]]:
         except GeneratorExit:
             raise
         except BaseException as error:
-            raise _SourceFailed from error
+            raise _SourceFailed(error) from error
 
     with contextlib.ExitStack() as stack:
         try:
             chunks = stack.enter_context(source())
         except BaseException as error:
-            raise _SourceFailed from error
+            raise _SourceFailed(error) from error
         yield guarded(chunks)
 
 
@@ -278,7 +282,7 @@ class _Parts:
             while left > 0:
                 self._rest = self._rest or next(self._chunks, b"")
                 if not self._rest:
-                    raise _SourceFailed from SizeMismatch(f"{self._what}: its source ends {left} bytes early", missing=left)
+                    raise _SourceFailed(SizeMismatch(f"{self._what}: its source ends {left} bytes early", missing=left))
                 piece, self._rest = self._rest[:left], self._rest[left:]
                 left -= len(piece)
                 yield piece

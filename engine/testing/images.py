@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["Compression", "GeneratedImage", "GeneratedLayer", "Media", "image_of", "index_of", "next_version", "random_image", "random_layer", "write_layout"]
+__all__ = ["Compression", "GeneratedImage", "GeneratedLayer", "Media", "image_of", "index_of", "layer_of", "next_version", "random_image", "random_layer", "write_layout"]
 
 Compression = Literal["gzip", "none", "zstd"]
 Media = Literal["oci", "docker"]
@@ -117,8 +117,12 @@ def random_layer(seed: int | str, size: int = 20_000, compression: Compression =
             info = tarfile.TarInfo(f"{folder}/file-{number:02d}")
             info.size, info.mode = len(content), 0o644
             tar.addfile(info, io.BytesIO(content))
-    plain = buffer.getvalue()
-    return GeneratedLayer(_compress(plain, compression), Digest.of(plain), compression)
+    return layer_of(buffer.getvalue(), compression)
+
+
+def layer_of(tar: bytes, compression: Compression = "gzip") -> GeneratedLayer:
+    """A layer of this tar. Raises: Unsupported, as ``random_layer``."""
+    return GeneratedLayer(_compress(tar, compression), Digest.of(tar), compression)
 
 
 def image_of(

@@ -33,6 +33,10 @@ class ArchiveWriter(layout.Opened):
         """The files of the archive that are not blobs, by name."""
         raise NotImplementedError
 
+    def notes(self, image: OutgoingImage) -> tuple[str, ...]:
+        """What the user should know of the image in such an archive."""
+        return ()
+
     def check(self, image: OutgoingImage, *, force: bool) -> bool:
         layout.require_digest(image, self._reference)
         where, plain = str(self._location), self._tar(image, 0)
@@ -62,7 +66,7 @@ class ArchiveWriter(layout.Opened):
     def write(self, image: OutgoingImage, blobs: BlobSource, options: WriteOptions) -> Written:
         if self.check(image, force=options.force):
             size = self._location.size()
-            return Written(location=str(self._reference), status="unchanged", root=image.root.digest, bytes_written=0, size=size)
+            return Written(location=str(self._reference), status="unchanged", root=image.root.digest, bytes_written=0, size=size, notes=self.notes(image))
         tar = self._tar(image, options.mtime)
         descriptors = {descriptor.digest: descriptor for descriptor in image.blobs}
 
@@ -74,7 +78,7 @@ class ArchiveWriter(layout.Opened):
         with self._location.replacing(tar.size) as file:
             for chunk in tar.stream(opened):
                 file.write(chunk)
-        return Written(location=str(self._reference), status="written", root=image.root.digest, bytes_written=tar.size, size=tar.size)
+        return Written(location=str(self._reference), status="written", root=image.root.digest, bytes_written=tar.size, size=tar.size, notes=self.notes(image))
 
     def _tar(self, image: OutgoingImage, mtime: int) -> TarLayout:
         contents: dict[str, bytes | Blob] = {layout.blob_name(blob.digest): Blob(blob.digest, blob.size) for blob in image.blobs}

@@ -48,9 +48,9 @@ def appearing(location: FileLocation, size: int, *, replace: bool = False) -> It
         try:
             with _claimed(temporary):
                 yield FileLocation(str(temporary))
-            for folder, _, _ in os.walk(temporary):
-                sync_folder(Path(folder))
-            _take_place(temporary, target, aside if replace else None)
+                for folder, _, _ in os.walk(temporary):
+                    sync_folder(Path(folder))
+                _take_place(temporary, target, aside if replace else None)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -59,13 +59,13 @@ def appearing(location: FileLocation, size: int, *, replace: bool = False) -> It
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[bool]:
-    """Hold the folder's lock. It ends with this process, so a lock that is free marks what a killed one left."""
+    """Try to hold the folder's lock. It ends with this process, so a lock that is free marks what a killed one left."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            yield error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        except OSError:
+            yield False
         else:
             yield True
     finally:

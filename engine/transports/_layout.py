@@ -39,6 +39,7 @@ __all__ = [
     "checked",
     "full_name",
     "index_entry",
+    "layout_notes",
     "new_index",
     "parse_index",
     "read_document",
@@ -299,6 +300,15 @@ def index_entry(image: OutgoingImage, annotations: dict[str, str]) -> dict[str, 
     if image.root.platform:
         entry["platform"] = {key: value for key, value in image.root.platform.model_dump().items() if value}
     return entry | {"annotations": annotations}
+
+
+def layout_notes(image: OutgoingImage) -> tuple[str, ...]:
+    """What the user should know of the image in a layout."""
+    if image.root.media_type in (mediatypes.DOCKER_MANIFEST, mediatypes.DOCKER_INDEX):
+        return (
+            "this is a Docker manifest in an OCI layout: skopeo and podman find it only where the reference names no tag and the layout holds nothing else",
+        )
+    return ()
 
 
 def new_index(entries: Iterable[dict[str, Any]]) -> bytes:

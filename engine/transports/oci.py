@@ -50,8 +50,9 @@ class OCILayoutWriter(layout.Opened):
         return not self._location.is_null and self._holds(descriptor)
 
     def write(self, image: OutgoingImage, blobs: BlobSource, options: WriteOptions) -> Written:
+        notes = layout.layout_notes(image)
         if self.check(image, force=options.force):
-            return Written(location=str(self._reference), status="unchanged", root=image.root.digest, bytes_written=0)
+            return Written(location=str(self._reference), status="unchanged", root=image.root.digest, bytes_written=0, notes=notes)
         if self._location.is_null:
             written = folders.drained(image, blobs)
         elif self._location.local is None or self._is_layout(force=options.force):
@@ -59,7 +60,7 @@ class OCILayoutWriter(layout.Opened):
         else:
             with folders.appearing(self._location, folders.total_size(image), replace=not self._location.is_dir()) as folder:
                 written = self._add(folder, image, blobs)
-        return Written(location=str(self._reference), status="written", root=image.root.digest, bytes_written=written)
+        return Written(location=str(self._reference), status="written", root=image.root.digest, bytes_written=written, notes=notes)
 
     def _add(self, folder: FileLocation, image: OutgoingImage, blobs: BlobSource) -> int:
         # the version first: it makes what a killed run leaves behind known for a layout

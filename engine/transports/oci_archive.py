@@ -35,3 +35,6 @@ class OCIArchiveWriter(ArchiveWriter):
     def metadata(self, image: OutgoingImage) -> dict[str, bytes]:
         entry = layout.index_entry(image, {layout.REF_NAME: layout.tag_of(image, self._reference)})
         return {layout.INDEX: layout.new_index([entry]), layout.LAYOUT: layout.LAYOUT_CONTENT}
+
+    def notes(self, image: OutgoingImage) -> tuple[str, ...]:
+        return layout.layout_notes(image)

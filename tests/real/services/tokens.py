@@ -33,7 +33,7 @@ _ACCOUNTS = {WRITER: (WRITER_PASSWORD, {"pull", "push", "delete", "*"}), READER:
 
 @contextlib.contextmanager
 def token_server(signer: Signer, tls: Authority | None) -> Iterator[str]:
-    """Serve tokens on a free port of 127.0.0.1; yields the realm's URL.
+    """Serve tokens on a free port of this machine; yields the realm's URL.
 
     The writer is granted what it asks for, the reader ``pull`` only, who sends
     no credentials nothing; wrong credentials are refused with 401.
@@ -47,7 +47,8 @@ def token_server(signer: Signer, tls: Authority | None) -> Iterator[str]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
-        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}/token"
+        # by name: crane takes no realm on a loopback address that is not the registry's own
+        yield f"{'https' if tls else 'http'}://localhost:{server.server_address[1]}/token"
     finally:
         server.shutdown()
         server.server_close()

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_diffah.engine.errors import Interrupted, NetworkError, NotFound, RegistryUnavailable
+from prefect_diffah.engine.registry.retry import retry_after
+from prefect_diffah.engine.testing.faults import FakeTime
+
+
+@given(total=st.floats(0, 300), taken=st.floats(0.001, 5))
+def test_never_begins_a_pause_that_ends_after_its_time(total: float, taken: float) -> None:
+    time = FakeTime()
+
+    def attempt() -> None:
+        time.now += taken
+        raise NetworkError("cut")
+
+    with pytest.raises(NetworkError):
+        time.patience(total).start().run(attempt)
+    assert time.now - taken <= total + 0.01
+    assert all(pause <= 15 for pause in time.pauses)
+
+
+def test_pauses_grow_and_have_jitter(time: FakeTime) -> None:
+    budget = time.patience(1000).start()
+    for _ in range(8):
+        budget.pause(NetworkError("cut"))
+    for number, pause in enumerate(time.pauses):
+        longest = min(15, 0.5 * 2**number)
+        assert longest / 2 <= pause <= longest
+    assert len(set(time.pauses)) == len(time.pauses)
+
+
+def test_the_servers_wish_is_granted_within_the_budget(time: FakeTime) -> None:
+    budget = time.patience().start()
+    budget.pause(RegistryUnavailable("busy", retry_after=40.0))
+    assert time.pauses == [40.0]
+    with pytest.raises(RegistryUnavailable, match="busy"):
+        budget.pause(RegistryUnavailable("busy", retry_after=21.0))
+    assert time.pauses == [40.0]
+
+
+@pytest.mark.parametrize("error", [NotFound("gone"), NetworkError("no", transient=False)])
+def test_what_does_not_pass_is_not_retried(time: FakeTime, error: Exception) -> None:
+    calls = []
+
+    def attempt() -> None:
+        calls.append(1)
+        raise error
+
+    with pytest.raises(type(error)):
+        time.patience().start().run(attempt)
+    assert len(calls) == 1
+    assert time.pauses == []
+
+
+def test_a_cancelled_wait_ends_at_once() -> None:
+    cancelled = threading.Event()
+    cancelled.set()
+    # real time: a wait that did not end would take half a minute
+    patience = replace(FakeTime().patience(), wait=threading.Event.wait, cancelled=cancelled)
+    with pytest.raises(Interrupted):
+        patience.start().pause(RegistryUnavailable("busy", retry_after=30.0))
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None),
+        ("7", 7.0),
+        (" 0 ", 0.0),
+        ("Thu, 01 Jan 1970 00:02:00 GMT", 20.0),
+        ("Thu, 01 Jan 1970 00:00:01 GMT", 0.0),
+        ("soon", None),
+        ("-3", None),
+        ("١", None),
+    ],
+)
+def test_retry_after(header: str | None, seconds: float | None) -> None:
+    assert retry_after(header, now=100.0) == seconds
+
+
+@given(st.text())
+def test_retry_after_takes_anything(header: str) -> None:
+    seconds = retry_after(header, now=0.0)
+    assert seconds is None or seconds >= 0
