@@ -128,13 +128,15 @@ def export_delta(job: ExportJob, run: Runner) -> ExportReport:
 def import_delta(job: ImportJob, run: Runner) -> ImportReport:
     """Rebuild the target from a delta and what the baselines hold.
 
-    A dry run reads the whole delta, looks for every required blob, and keeps
-    nothing.
+    A delta on this machine is read and compared whole before anything is done;
+    one elsewhere is verified as it is used, so that it travels once. A dry run
+    reads the whole delta, looks for every required blob, and keeps nothing.
     """
     baselines = list(job.baselines)
     dry_run = job.dry_run or _nowhere(job.output)
+    thorough = dry_run or (job.delta.reference.transport != "docker" and FileLocation(job.delta.reference.where, job.delta.access).local is not None)
     with _store(job.store, scratch=dry_run) as store:
-        delta = run.call(read_delta, job.delta, store, thorough=dry_run)
+        delta = run.call(read_delta, job.delta, store, thorough=thorough)
         summary = DeltaSummary.of(delta.sidecar)
         unwritten = Written(location=_shown(job.output), status="unchanged", root=summary.target, bytes_written=0)
         if run.call(check_output, delta, job.output, store, job.name, force=job.options.force):
@@ -199,7 +201,7 @@ def _store(store: Store, *, scratch: bool) -> Iterator[Store]:
 
 
 def _nowhere(output: Place) -> bool:
-    return output.reference.transport != "docker" and FileLocation(output.reference.where).is_null
+    return output.reference.transport != "docker" and FileLocation(output.reference.where, output.access).is_null
 
 
 def _shown(place: Place) -> str:

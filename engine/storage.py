@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from fsspec import AbstractFileSystem
 
-__all__ = ["CHUNK", "FileLocation", "chunks_of", "require_room"]
+__all__ = ["CHUNK", "PART", "FileLocation", "chunks_of", "remove_abandoned", "require_room"]
 
 CHUNK = 1024 * 1024
 """Bytes moved at a time."""
@@ -153,11 +153,10 @@ class FileLocation:
         temporary = target.with_name(f"{prefix}{secrets.token_hex(6)}{PART}")
         with self.translated("write"):
             target.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(target.parent, prefix)
+            _remove_abandoned_beside(target.parent, prefix)
             require_room(target.parent, size or 0)
             try:
-                with temporary.open("xb") as file:
-                    _claim(file)
+                with _created(temporary) as file:
                     yield file
                     file.flush()
                     os.fsync(file.fileno())
@@ -242,23 +241,34 @@ def require_room(folder: Path, size: int) -> None:
         raise NoSpace(f"{folder} has {free} bytes free, {size} are needed", path=str(folder), free=free, needed=size)
 
 
-def _claim(file: IO[bytes]) -> bool:
-    """Lock ``file`` for as long as it is open; False if somebody else has it. A lock ends with its process, so one that is free marks a dead writer's file."""
-    try:
+def _created(path: Path) -> IO[bytes]:
+    """A new file at ``path``, locked for as long as it is open.
+
+    A lock ends with its process, so a file whose lock is free marks a dead writer.
+    """
+    while True:
+        file = path.open("xb")
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+        except OSError:
+            return file  # a filesystem without locks: nobody can take this for abandoned
+        if path.exists():
+            return file
+        # between creation and lock somebody did
+        file.close()
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove an unfinished file, unless its writer lives or that cannot be told."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        # held by another, or not to be had on this filesystem: then nobody's file may be taken for abandoned
-        return False
-    return True
+        path.unlink()
 
 
-def _remove_abandoned(folder: Path, prefix: str) -> None:
-    """Remove what writers that were killed left beside their targets."""
+def _remove_abandoned_beside(folder: Path, prefix: str) -> None:
     for entry in folder.iterdir():
         if entry.name.startswith(prefix) and entry.name.endswith(PART):
-            with contextlib.suppress(OSError), entry.open("rb") as file:
-                if _claim(file):
-                    entry.unlink()
+            remove_abandoned(entry)
 
 
 def sync_folder(folder: Path) -> None:

@@ -15,13 +15,16 @@ import json
 import os
 import time
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from pydantic import ValidationError
 
 from prefect_diffah.engine.access import DEFAULT_ACCESS, Access
 from prefect_diffah.engine.errors import ContentError, NotFound, SizeMismatch, StorageError
 from prefect_diffah.engine.model import Model, canonical_json
 from prefect_diffah.engine.oci import Descriptor, Digest, verified
-from prefect_diffah.engine.storage import FileLocation, chunks_of
+from prefect_diffah.engine.storage import PART, FileLocation, chunks_of, remove_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -114,18 +117,19 @@ class Store:
         """
         location = self._blob(descriptor.digest)
         with location.translated("read"), location.open() as file:
-            try:
-                yield verified(chunks_of(file), descriptor.digest, descriptor.size, "the stored blob")
-            except ContentError as error:
-                if error.details.get("digest") != descriptor.digest:
-                    raise
-                location.remove()
-                raise StorageError(
-                    f"the store's copy of {descriptor.digest} was damaged and has been removed: {error.message}",
-                    next_action="Run it again; check the disk that holds the store.",
-                    transient=False,
-                    digest=descriptor.digest,
-                ) from error
+            yield self._sound(location, file, descriptor)
+
+    def _sound(self, location: FileLocation, file: IO[bytes], descriptor: Descriptor) -> Iterator[bytes]:
+        try:
+            yield from verified(chunks_of(file), descriptor.digest, descriptor.size, "the stored blob")
+        except ContentError as error:
+            location.remove()
+            raise StorageError(
+                f"the store's copy of {descriptor.digest} was damaged and has been removed: {error.message}",
+                next_action="Run it again; check the disk that holds the store.",
+                transient=False,
+                digest=descriptor.digest,
+            ) from error
 
     def read(self, descriptor: Descriptor, limit: int) -> bytes:
         """A small blob, whole.
@@ -158,17 +162,19 @@ class Store:
             file.write(data)
 
     def prune(self, max_bytes: int, *, dry_run: bool = False) -> Pruned:
-        """Remove the blobs written longest ago until at most ``max_bytes`` are left, and unfinished files a day old."""
+        """Remove the blobs written longest ago until at most ``max_bytes`` are left, and what dead writers left a day ago."""
         blobs: list[tuple[float, int, str]] = []
+        folder = f"{self.root.child('blobs').path}/"
         with self.root.translated("prune"):
             found = self.root.fs.find(self.root.path, detail=True) if self.root.exists() else {}
             for path, info in found.items():
                 age_key = info.get("mtime") or info.get("LastModified") or info.get("created") or 0
                 written = float(age_key.timestamp() if hasattr(age_key, "timestamp") else age_key)
-                if path.endswith(".part"):
-                    if written < time.time() - ABANDONED and not dry_run:
-                        self.root.fs.rm_file(path)
-                elif "/blobs/" in path:
+                if path.endswith(PART):
+                    # an upload to an object store leaves no such file
+                    if written < time.time() - ABANDONED and not dry_run and self.root.local is not None:
+                        remove_abandoned(Path(path))
+                elif path.startswith(folder):
                     blobs.append((written, int(info["size"]), path))
             blobs.sort()
             total, removed, removed_bytes = sum(size for _, size, _ in blobs), 0, 0
@@ -209,7 +215,8 @@ def recorded(
             key = record_key(name, version, inputs(item))
             known = store.get_record(key)
             if known is not None:
-                return model.model_validate(known)
+                with contextlib.suppress(ValidationError):
+                    return model.model_validate(known)
             result = function(item, store, *args, **kwargs)
             store.put_record(key, result.model_dump(mode="json", exclude_defaults=True), getattr(result, "stored_blobs"))  # noqa: B009
             return result

@@ -98,15 +98,22 @@ def _check_images(sidecar: Sidecar, store: Store) -> None:
             reached.add(node.digest)
             if isinstance(document, Index):
                 continue
-            config = ImageConfig.parse(store.read(document.config, MAX_CONFIG)) if document.is_image and document.config.digest in sidecar.by_digest else None
-            diff_ids: tuple[Digest | None, ...] = config.diff_ids if config else (None,) * len(document.layers)
-            if len(diff_ids) != len(document.layers):
-                raise InvalidDocument(f"manifest {node.digest} has {len(document.layers)} layers, its config {len(diff_ids)}", digest=node.digest)
-            for child, diff_id in ((document.config, None), *zip(document.layers, diff_ids, strict=True)):
+            for role, child in (("config", document.config), *(("layer", layer) for layer in document.layers)):
                 said = sidecar.by_digest.get(child.digest)
-                if said is None or said.size != child.size or (said.diff_id is not None and said.diff_id != diff_id):
+                if said is None or said.role != role or said.size != child.size:
                     raise InvalidArchive(f"diffah.json does not say of {child.digest} what the manifest {node.digest} says", digest=child.digest)
                 reached.add(child.digest)
+            if not document.is_image:
+                continue
+            config = ImageConfig.parse(store.read(document.config, MAX_CONFIG))
+            if node.digest == image.target.digest and image.target.platform not in (None, config.platform):
+                raise InvalidArchive(f"diffah.json says that {node.digest} is for {image.target.platform}, its config {config.platform}", digest=node.digest)
+            diff_ids = config.diff_ids
+            if len(diff_ids) != len(document.layers):
+                raise InvalidDocument(f"manifest {node.digest} has {len(document.layers)} layers, its config {len(diff_ids)}", digest=node.digest)
+            for layer, diff_id in zip(document.layers, diff_ids, strict=True):
+                if sidecar.by_digest[layer.digest].diff_id not in (None, diff_id):
+                    raise InvalidArchive(f"diffah.json gives {layer.digest} another diffID than the config {document.config.digest}", digest=layer.digest)
     strangers = sidecar.by_digest.keys() - reached - {referrer.descriptor.digest for image in sidecar.images for referrer in image.referrers}
     if strangers:
         raise InvalidArchive(f"diffah.json lists blobs that belong to no image: {', '.join(sorted(strangers))}", digests=sorted(strangers))
@@ -195,7 +202,6 @@ def reconstruct(item: Rebuild, store: Store, delta: Place, baselines: list[Place
 
     Raises:
         DigestMismatch, SizeMismatch: the delta or the baseline is damaged.
-        UnsupportedVersion: a method that this tool does not know.
     """
     blob = item.blob
     if not store.has(blob.descriptor):
@@ -204,9 +210,7 @@ def reconstruct(item: Rebuild, store: Store, delta: Place, baselines: list[Place
             with baselines[item.baseline].open() as reader, reader.stream(blob.descriptor) as chunks:
                 store.put(blob.descriptor, transfer(label, blob.size, chunks))
         else:
-            if blob.method is None or (blob.method.name, blob.method.version) != ("identity", 1) or [p.digest for p in item.payloads] != [blob.digest]:
-                raise InvalidArchive(f"diffah.json: blob {blob.digest} travels in a way that its requires do not name", digest=blob.digest)
-            with open_delta(delta) as opened, opened.stream(item.payloads[0].descriptor) as chunks:
+            with delta.open() as reader, reader.stream(item.payloads[0].descriptor) as chunks:
                 store.put(blob.descriptor, transfer(label, blob.size, chunks))
     return RebuiltBlob(descriptor=blob.descriptor)
 

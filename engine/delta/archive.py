@@ -9,11 +9,10 @@ from functools import cached_property
 from typing import IO, TYPE_CHECKING
 
 from prefect_diffah.engine.delta.sidecar import MAX_SIDECAR, Sidecar
-from prefect_diffah.engine.errors import InvalidArchive, InvalidDocument, InvalidOptions, SizeMismatch
+from prefect_diffah.engine.errors import InvalidArchive, InvalidDocument, InvalidOptions, NotFound, SizeMismatch
 from prefect_diffah.engine.images import Place
 from prefect_diffah.engine.model import canonical_json
 from prefect_diffah.engine.oci import Descriptor, Digest, Index, Manifest, mediatypes, parse_document
-from prefect_diffah.engine.oci.documents import load_json
 from prefect_diffah.engine.storage import FileLocation
 from prefect_diffah.engine.tarlayout import Blob, Member, TarLayout
 from prefect_diffah.engine.transports import ImageReader, OutgoingImage
@@ -143,11 +142,11 @@ def open_delta(place: Place) -> Iterator[DeltaReader]:
         if first is not None:
             sidecar_raw, mtime = first
             artifact = DeltaArtifact.of(sidecar_raw)
-            if not _is_canonical(sidecar_raw):
-                raise InvalidArchive(f"{place.reference.where}: diffah.json is not in its canonical form")
             location = FileLocation(place.reference.where, place.access)
             with location.translated("read"), location.open(sequential=False) as file:
                 artifact.layout(mtime).check(file, blobs=False)
+            if (place.reference.tag or place.reference.digest) and reader.root()[0].digest != artifact.manifest.digest:
+                raise NotFound(f"{place.reference.where} holds the delta {artifact.manifest.digest}, not {place}", digest=artifact.manifest.digest)
             yield DeltaReader(place, reader, artifact, artifact.manifest, mtime)
         else:
             descriptor, manifest = _find(place, reader)
@@ -166,17 +165,17 @@ def _find(place: Place, reader: ImageReader) -> tuple[Descriptor, Manifest]:
         descriptor, raw = reader.root()
         roots = [(descriptor, raw)]
     else:
-        roots = [(entry, reader.document(entry)) for entry in reader.entries()]
-    found: list[tuple[Descriptor, Manifest]] = []
+        roots = [(entry, reader.document(entry)) for entry in reader.entries() if entry.media_type in mediatypes.MANIFESTS]
+    found: dict[Digest, tuple[Descriptor, Manifest]] = {}
     for descriptor, raw in roots:
         document = parse_document(raw, descriptor.media_type)
         if not isinstance(document, Index) and (document.artifact_type == mediatypes.DELTA or document.config.media_type == mediatypes.DELTA_CONFIG):
-            found.append((descriptor, document))
+            found[descriptor.digest] = descriptor, document
     if not found:
         raise InvalidArchive(f"{place} is not a delta", next_action="Give an archive that export wrote, or a copy of one.")
     if len(found) > 1:
-        raise InvalidOptions(f"{place} holds {len(found)} deltas", next_action="Name one by its digest.", digests=[entry.digest for entry, _ in found])
-    return found[0]
+        raise InvalidOptions(f"{place} holds {len(found)} deltas", next_action="Name one by its digest.", digests=list(found))
+    return next(iter(found.values()))
 
 
 def _sidecar(reader: ImageReader, config: Descriptor) -> bytes:
@@ -203,7 +202,7 @@ def _first_member(place: Place) -> tuple[bytes, int] | None:
             return None  # compressed, or no tar at all: the transport tells which
         if member.name != SIDECAR_NAME or not member.isreg():
             return None
-        if member.size > MAX_SIDECAR:
+        if not 0 <= member.size <= MAX_SIDECAR:
             raise SizeMismatch(f"{location}: diffah.json of {member.size} bytes is over the limit of {MAX_SIDECAR}", size=member.size, limit=MAX_SIDECAR)
         return _exactly(file, member.size, location), int(member.mtime)
 
@@ -213,13 +212,6 @@ def _exactly(file: IO[bytes], size: int, location: FileLocation) -> bytes:
     if len(data) < size:
         raise InvalidArchive(f"{location} is cut off inside diffah.json", offset=tarfile.BLOCKSIZE + len(data))
     return data
-
-
-def _is_canonical(raw: bytes) -> bool:
-    try:
-        return canonical_json(load_json(raw, SIDECAR_NAME)) == raw
-    except ValueError:
-        return False  # NaN, or half a surrogate pair
 
 
 def _plain(descriptor: Descriptor) -> dict[str, object]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from prefect_diffah.engine.delta.archive import DeltaArtifact, open_delta
 from prefect_diffah.engine.delta.plan import DeltaPlan, PlannedBlob
 from prefect_diffah.engine.delta.sidecar import Method, Payload, Sidecar, SidecarBlob, SidecarImage, SidecarManifest, Tool
-from prefect_diffah.engine.errors import ContentError, DiffahError, NotFound, OutputExists, Unsupported
+from prefect_diffah.engine.errors import ContentError, DiffahError, NotFound, OutputExists, SurroundingsError, Unsupported
 from prefect_diffah.engine.images import Place
 from prefect_diffah.engine.model import Model
 from prefect_diffah.engine.oci import Descriptor, Digest, mediatypes
@@ -133,6 +133,8 @@ def check_delta_output(plan: DeltaPlan, output: Place, *, force: bool) -> None:
     try:
         with open_delta(output) as delta:
             held = [(image.target.digest, image.baselines) for image in delta.sidecar.images]
+    except SurroundingsError:
+        raise
     except DiffahError as error:
         raise OutputExists(f"{location} exists, and is not this delta: {error.message}", path=str(location)) from error
     if held != [(image.tree.root.digest, image.baselines) for image in plan.images]:

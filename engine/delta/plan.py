@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from prefect_diffah.engine.errors import InvalidDocument
 from prefect_diffah.engine.images import ImageName, ImageTree
 from prefect_diffah.engine.model import ByteCount, Model
@@ -20,7 +22,7 @@ class BaselineLayer(Model):
 
     digest: Digest
     size: ByteCount
-    diff_id: Digest | None = None
+    diff_id: Digest | None = Field(default=None, alias="diffID")
 
 
 class BaselineImage(Model):
@@ -82,7 +84,9 @@ def compute_diff(targets: list[ImageTree], baselines: list[ImageTree], name: Ima
     Raises:
         InvalidDocument: two documents disagree about a blob.
     """
-    images = tuple(BaselineImage.of(tree) for tree in baselines)
+    # by digest, so that the order in which they were given changes no byte; of two with one digest, the one whose diffIDs are known
+    known = {tree.root.digest: tree for tree in sorted(baselines, key=lambda tree: (tree.root.digest, len(tree.manifests[0].diff_ids)))}
+    images = tuple(BaselineImage.of(tree) for tree in known.values())
     present = {layer.digest: layer for image in images for layer in image.layers}
     pool: dict[Digest, PlannedBlob] = {}
     for tree in targets:

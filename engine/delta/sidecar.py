@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from prefect_diffah.engine.delta.plan import BaselineImage, Role
-from prefect_diffah.engine.errors import InvalidArchive, InvalidDocument, UnsupportedVersion
+from prefect_diffah.engine.errors import InvalidArchive, InvalidDocument, InvalidReference, UnsupportedVersion
 from prefect_diffah.engine.images import ImageName
 from prefect_diffah.engine.model import ByteCount, Model, canonical_json
-from prefect_diffah.engine.oci import Descriptor, Digest, Platform
+from prefect_diffah.engine.oci import Descriptor, Digest, Platform, mediatypes
 from prefect_diffah.engine.oci.documents import describe, load_json
 
 __all__ = ["KNOWN_FEATURES", "MAX_SIDECAR", "VERSION", "Method", "Payload", "Sidecar", "SidecarBlob", "SidecarImage", "SidecarManifest", "Source"]
@@ -61,11 +61,16 @@ class SidecarImage(Model):
     def image_name(self) -> ImageName:
         return ImageName.parse(f"{self.name}:{self.tags[0]}" if self.tags else self.name)
 
-    @field_validator("name")
-    @classmethod
-    def _a_name(cls, name: str) -> str:
-        ImageName.parse(name)
-        return name
+    @model_validator(mode="after")
+    def _named(self) -> SidecarImage:
+        try:
+            for name in (self.name, *(f"{self.name}:{tag}" for tag in self.tags)):
+                ImageName.parse(name)
+        except InvalidReference as error:
+            raise ValueError(error.message) from error
+        if ":" in self.name:
+            raise ValueError(f"a tag in the name {self.name!r}")
+        return self
 
 
 class Method(Model):
@@ -73,7 +78,7 @@ class Method(Model):
 
     name: str
     version: int = 1
-    params: dict[str, Any] = {}
+    params: dict[str, JsonValue] = {}
 
 
 class Source(Model):
@@ -81,7 +86,7 @@ class Source(Model):
 
     digest: Digest
     size: ByteCount
-    diff_id: Digest | None = None
+    diff_id: Digest | None = Field(default=None, alias="diffID")
 
 
 class SidecarBlob(Model):
@@ -89,7 +94,7 @@ class SidecarBlob(Model):
 
     descriptor: Descriptor
     role: Role
-    diff_id: Digest | None = None
+    diff_id: Digest | None = Field(default=None, alias="diffID")
     uncompressed_size: ByteCount | None = None
     travels: Travels
     method: Method | None = None
@@ -97,7 +102,7 @@ class SidecarBlob(Model):
     sources: tuple[Source, ...] = ()
     reason: str | None = None
     encoder: str | None = None
-    stats: dict[str, Any] = {}
+    stats: dict[str, JsonValue] = {}
 
     @property
     def digest(self) -> Digest:
@@ -139,14 +144,15 @@ class Sidecar(Model):
     def parse(cls, raw: bytes) -> Sidecar:
         """Raises: InvalidDocument, InvalidArchive; UnsupportedVersion for what a newer tool wrote."""
         data = load_json(raw, "diffah.json")
-        if data.get("version") != VERSION:
-            raise UnsupportedVersion(
-                f"this delta has version {str(data.get('version'))[:40]!r}; this tool reads {VERSION}", version=str(data.get("version"))[:40]
-            )
-        wanted = data.get("requires")
-        unknown = sorted({str(entry)[:80] for entry in wanted if entry not in KNOWN_FEATURES}) if isinstance(wanted, list) else []
+        version, wanted = data.get("version"), data.get("requires")
+        if version != VERSION:
+            shown = version[:40] if isinstance(version, str) else "none"
+            raise UnsupportedVersion(f"this delta has version {shown!r}; this tool reads {VERSION}", version=shown)
+        unknown = sorted({entry[:80] for entry in wanted if isinstance(entry, str) and entry not in KNOWN_FEATURES}) if isinstance(wanted, list) else []
         if unknown:
             raise UnsupportedVersion(f"this delta needs features that this tool does not have: {', '.join(unknown)}", features=unknown)
+        if not _is_canonical(data, raw):
+            raise InvalidDocument("diffah.json is not in its canonical form")
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -184,6 +190,9 @@ class Sidecar(Model):
             nodes = {node.digest for node in image.manifests}
             if image.target.digest not in nodes:
                 raise InvalidArchive(f"diffah.json: {image.name}'s target {image.target.digest} is not among its manifests")
+            root = blobs.get(image.target.digest)
+            if root and (root.descriptor.media_type, root.size) != (image.target.media_type, image.target.size):
+                raise InvalidArchive(f"diffah.json: {image.name}'s target {image.target.digest} is described in two ways")
             for node in image.manifests:
                 listed = blobs.get(node.digest)
                 if listed is None or listed.role != "manifest" or listed.travels != "carried":
@@ -196,11 +205,25 @@ class Sidecar(Model):
                 raise InvalidArchive(f"diffah.json: blob {blob.digest} names a payload that is not listed")
             if (blob.travels == "required") != (not blob.payloads):
                 raise InvalidArchive(f"diffah.json: blob {blob.digest} is {blob.travels} and has {len(blob.payloads)} payloads")
+            identity = blob.method is not None and (blob.method.name, blob.method.version) == ("identity", 1)
+            if blob.travels == "carried" and not (identity and blob.payloads == (blob.digest,) and payloads[blob.digest].size == blob.size):
+                raise InvalidArchive(f"diffah.json: blob {blob.digest} travels in a way that its requires do not name")
             used.update(blob.payloads)
         if used != payloads.keys():
             raise InvalidArchive("diffah.json: a payload belongs to no blob")
+        if unnamed := self._features() - set(self.requires):
+            raise InvalidArchive(f"diffah.json makes use of what its requires do not name: {', '.join(sorted(unnamed))}")
         self._acyclic()
         return self
+
+    def _features(self) -> set[str]:
+        """What a reader must know to make anything of this, as ``requires`` calls it."""
+        return (
+            {"index" for blob in self.blobs if blob.role == "manifest" and blob.descriptor.media_type in mediatypes.INDEXES}
+            | {"patch.v1" for blob in self.blobs if blob.travels == "patched"}
+            | {"referrers" for image in self.images if image.referrers}
+            | {"zstd" for payload in self.payloads if payload.encoding == "zstd"}
+        )
 
     def _acyclic(self) -> None:
         """Every chain of sources within this archive ends."""
@@ -220,3 +243,10 @@ class Sidecar(Model):
                 path.append(digest)
                 stack.append((digest, True))
                 stack.extend((source.digest, False) for source in self.by_digest[digest].sources)
+
+
+def _is_canonical(data: object, raw: bytes) -> bool:
+    try:
+        return canonical_json(data) == raw
+    except (ValueError, RecursionError):
+        return False  # NaN, or half a surrogate pair

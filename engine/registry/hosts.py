@@ -149,7 +149,7 @@ def _endpoint(name: str, *, insecure: bool, mirror: bool = False) -> Endpoint:
     host, _, repository = name.partition("/")
     if host in ("docker.io", "index.docker.io") and repository and "/" not in repository:
         repository = f"library/{repository}"
-    if not repository or not re.fullmatch(r"[A-Za-z0-9.\[\]:_-]+", host):
+    if not repository or not re.fullmatch(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?", host):
         raise InvalidOptions(f"registries.conf leads to {name!r}, which is not host/repository", location=name)
     return Endpoint(host, repository, insecure, mirror)
 

@@ -126,7 +126,7 @@ class DirWriter(layout.Opened):
             written = self._fill(self._location, image, blobs)
             self._tidy(image)
         else:
-            with folders.appearing(self._location, folders.total_size(image), replace=True) as folder:
+            with folders.appearing(self._location, folders.total_size(image), replace=self._location.exists()) as folder:
                 written = self._fill(folder, image, blobs)
         return Written(location=str(self._reference), status="written", root=image.root.digest, bytes_written=written)
 

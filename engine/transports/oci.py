@@ -58,7 +58,8 @@ class OCILayoutWriter(layout.Opened):
         elif self._location.local is None or self._is_layout(force=options.force):
             written = self._add(self._location, image, blobs)
         else:
-            with folders.appearing(self._location, folders.total_size(image), replace=not self._location.is_dir()) as folder:
+            a_file = self._location.exists() and not self._location.is_dir()
+            with folders.appearing(self._location, folders.total_size(image), replace=a_file) as folder:
                 written = self._add(folder, image, blobs)
         return Written(location=str(self._reference), status="written", root=image.root.digest, bytes_written=written, notes=notes)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,11 @@ def umoci(program: Callable[[str], str]) -> Command:
 
 
 @pytest.fixture
-def podman(program: Callable[[str], str], tmp_path: Path) -> Command:
+def podman(program: Callable[[str], str]) -> Iterator[Command]:
     """podman with a storage of its own."""
-    return _command(program("podman"), "--root", str(tmp_path / "podman"), "--runroot", str(tmp_path / "podman-run"), "--storage-driver", "vfs")
+    # its names may have 50 characters, fewer than pytest's temporary folders
+    with tempfile.TemporaryDirectory(prefix="podman") as folder:
+        yield _command(program("podman"), "--root", f"{folder}/root", "--runroot", f"{folder}/run", "--storage-driver", "vfs")
 
 
 def _command(*base: str) -> Command:

@@ -7,7 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -180,6 +180,19 @@ def test_a_file_in_the_way(transport: str, tmp_path: Path, image: GeneratedImage
     assert (tmp_path / "out").read_text() == "something"
     write(f"{transport}:{tmp_path}/out", image, force=True)
     assert_holds(f"{transport}:{tmp_path}/out", image)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_appears_meanwhile_is_kept(transport: str, tmp_path: Path, image: GeneratedImage, write: Write) -> None:
+    class Slow:
+        def stream(self, descriptor: Descriptor) -> AbstractContextManager[Iterator[bytes]]:
+            (tmp_path / "out").mkdir(exist_ok=True)
+            (tmp_path / "out" / "thesis.txt").write_text("years of work")
+            return image.stream(descriptor)
+
+    with pytest.raises((OutputExists, InvalidOptions)):
+        write(f"{transport}:{tmp_path}/out", image, source=Slow())
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
     assert os.listdir(tmp_path) == ["out"]
 
 

@@ -1,0 +1,81 @@
+"""How tests run our own pipelines, and other programs that judge what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect_diffah.engine import pipeline
+from prefect_diffah.engine.oci import Digest
+from prefect_diffah.engine.requests import AccessRequest, ExportRequest, ImportRequest, VerifyRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from prefect_diffah.engine.delta.report import ExportReport, ImportReport, VerifyReport
+
+PLAIN = AccessRequest(no_creds=True, tls_verify=False)
+"""How a registry over plain HTTP is reached that asks for no credentials."""
+
+
+def run(*command: str | Sequence[str], check: bool = True, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program; words may come in lists.
+
+    Raises:
+        AssertionError: ``check`` is set and it fails.
+    """
+    words = [word for part in command for word in ([part] if isinstance(part, str) else part)]
+    done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, env={**os.environ, **(environment or {})}, timeout=300)
+    if check and done.returncode:
+        raise AssertionError(f"{words} ended with {done.returncode}: {done.stderr}")
+    return done
+
+
+def manifest_of(skopeo: str, reference: str, *options: str) -> bytes:
+    """The raw manifest, as skopeo reads it."""
+    return run(skopeo, "inspect", "--raw", options, reference).stdout.encode()
+
+
+def digest_of(skopeo: str, reference: str, *options: str) -> Digest:
+    """The manifest's digest, as skopeo reads it."""
+    return Digest.of(manifest_of(skopeo, reference, *options))
+
+
+def export(**fields: Any) -> ExportReport:
+    """Export in this process, without Prefect."""
+    return pipeline.export_delta(ExportRequest.model_validate(fields).resolve(), pipeline.Direct())
+
+
+def import_(**fields: Any) -> ImportReport:
+    """Import in this process, without Prefect."""
+    return pipeline.import_delta(ImportRequest.model_validate(fields).resolve(), pipeline.Direct())
+
+
+def verify(**fields: Any) -> VerifyReport:
+    """Verify in this process."""
+    return pipeline.verify_delta(*VerifyRequest.model_validate(fields).places())
+
+
+def files_in(folder: Path) -> dict[str, tuple[int, bytes | str]]:
+    """Mode and content (of links: where they lead) of everything below ``folder``, by relative path."""
+    return {str(path.relative_to(folder)): _entry(path) for path in _below(folder)}
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        yield path
+        if path.is_dir() and not path.is_symlink():
+            yield from _below(path)
+
+
+def _entry(path: Path) -> tuple[int, bytes | str]:
+    content: bytes | str = os.readlink(path) if path.is_symlink() else b"" if path.is_dir() else path.read_bytes()
+    return path.lstat().st_mode, content
+
+
+def layers_of(manifest: bytes) -> list[tuple[str, int]]:
+    """Digest and size of each layer, the base first."""
+    return [(layer["digest"], layer["size"]) for layer in json.loads(manifest)["layers"]]
