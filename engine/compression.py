@@ -5,7 +5,9 @@ from __future__ import annotations
 import bz2
 import lzma
 import zlib
-from typing import TYPE_CHECKING, Literal, Protocol
+from contextlib import suppress
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from prefect_diffah.engine.errors import InvalidArchive, Unsupported
 from prefect_diffah.engine.storage import CHUNK
@@ -116,30 +118,29 @@ def _streams(chunks: Iterable[bytes], new: Callable[[], _Decoder]) -> Iterator[b
 
 
 def _zstd(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    decoder, failure = _zstd_decoder()
+    # the zstandard package's cannot be told how much to hand out, only how much
+    # it is given: four bytes make at most a block of 128 KiB
+    slices = (chunk[at : at + _ZSTD_SLICE] for chunk in chunks for at in range(0, len(chunk), _ZSTD_SLICE))
     try:
-        from compression.zstd import ZstdDecompressor, ZstdError  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        pass
-    else:
-        try:
-            yield from _streams(chunks, ZstdDecompressor)
-        except ZstdError as error:
-            raise ValueError(error) from error
-        return
+        yield from _streams(slices, decoder)
+    except failure as error:
+        raise ValueError(error) from error
+
+
+def _zstd_decoder() -> tuple[Callable[[], _Decoder], type[Exception]]:
+    """Python's own decoder (3.14), or that of the zstandard package."""
+    with suppress(ImportError):
+        own = import_module("compression.zstd")
+        return own.ZstdDecompressor, own.ZstdError
     try:
-        import zstandard
+        package = import_module("zstandard")
     except ImportError as error:
         raise Unsupported(
             "this is compressed by zstd, and this Python has no decoder for it",
             next_action="Decompress it first (zstd -d), install the zstandard package, or use Python 3.14.",
         ) from error
-    # this decoder cannot be told how much to hand out, only how much it is given:
-    # three bytes make at most a block of 128 KiB
-    slices = (chunk[at : at + _ZSTD_SLICE] for chunk in chunks for at in range(0, len(chunk), _ZSTD_SLICE))
-    try:
-        yield from _streams(slices, _Zstandard)
-    except zstandard.ZstdError as error:
-        raise ValueError(error) from error
+    return lambda: _Zstandard(package.ZstdDecompressor().decompressobj()), package.ZstdError
 
 
 class _Zstandard:
@@ -147,18 +148,16 @@ class _Zstandard:
 
     needs_input = True
 
-    def __init__(self) -> None:
-        import zstandard
-
-        self._inner = zstandard.ZstdDecompressor().decompressobj()
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
 
     @property
     def eof(self) -> bool:
-        return self._inner.eof
+        return bool(self._inner.eof)
 
     @property
     def unused_data(self) -> bytes:
-        return self._inner.unused_data
+        return bytes(self._inner.unused_data)
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
-        return self._inner.decompress(data)
+        return bytes(self._inner.decompress(data))

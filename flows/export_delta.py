@@ -1,21 +1,16 @@
 """The export flow."""
 
-from typing import Any
-
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_diffah.engine import pipeline
 from prefect_diffah.engine.delta.report import ExportReport
 from prefect_diffah.engine.requests import ExportRequest
 from prefect_diffah.flows.markdown import export_markdown
 from prefect_diffah.tasks.blocks import load_block
-from prefect_diffah.tasks.runner import Tasks
+from prefect_diffah.tasks.runner import THREADS, Tasks
 
 __all__ = ["export_delta"]
-
-THREADS: Any = ThreadPoolTaskRunner(max_workers=8)
 
 
 @flow(name="export-delta", flow_run_name="export {request.target}", task_runner=THREADS)

@@ -1,21 +1,16 @@
 """The import flow."""
 
-from typing import Any
-
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_diffah.engine import pipeline
 from prefect_diffah.engine.delta.report import ImportReport
 from prefect_diffah.engine.requests import ImportRequest
 from prefect_diffah.flows.markdown import import_markdown
 from prefect_diffah.tasks.blocks import load_block
-from prefect_diffah.tasks.runner import Tasks
+from prefect_diffah.tasks.runner import THREADS, Tasks
 
 __all__ = ["import_delta"]
-
-THREADS: Any = ThreadPoolTaskRunner(max_workers=8)
 
 
 @flow(name="import-delta", flow_run_name="import {request.delta}", task_runner=THREADS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from prefect.futures import as_completed
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_diffah.engine.progress import cancellable
 from prefect_diffah.engine.store import Store, record_of
@@ -15,11 +16,14 @@ if TYPE_CHECKING:
 
     from prefect import Task
 
-__all__ = ["Tasks"]
+__all__ = ["THREADS", "Tasks"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+THREADS: Any = ThreadPoolTaskRunner(max_workers=8)
+"""The flows' task runner unless told otherwise: Prefect's own default has no bound."""
 
 
 class Tasks:

@@ -107,8 +107,16 @@ class DeltaReader:
 
     @contextlib.contextmanager
     def stream(self, descriptor: Descriptor) -> Iterator[Iterator[bytes]]:
-        """A payload's bytes, verified."""
-        with self._reader.stream(descriptor) as chunks:
+        """A payload's bytes, verified.
+
+        Raises:
+            InvalidArchive: it is not there.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                chunks = stack.enter_context(self._reader.stream(descriptor))
+            except NotFound as error:
+                raise InvalidArchive(f"{self.place} lacks {descriptor.digest}, which its sidecar names", digest=descriptor.digest) from error
             yield chunks
 
     def check(self) -> None:
@@ -123,7 +131,7 @@ class DeltaReader:
                 self.artifact.layout(self._mtime).check(file)
             return
         for layer in self.artifact.layers:
-            with self._reader.stream(layer) as chunks:
+            with self.stream(layer) as chunks:
                 for _ in chunks:
                     pass
 

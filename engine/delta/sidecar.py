@@ -229,18 +229,18 @@ class Sidecar(Model):
         """Every chain of sources within this archive ends."""
         done: set[Digest] = set()
         for start in self.blobs:
-            path: list[Digest] = []
+            path: dict[Digest, None] = {}
             stack = [(start.digest, False)]
             while stack:
                 digest, leaving = stack.pop()
                 if leaving:
-                    done.add(path.pop())
+                    done.add(path.popitem()[0])
                     continue
                 if digest in done or digest not in self.by_digest:
                     continue
                 if digest in path:
                     raise InvalidArchive(f"diffah.json: blob {digest} is rebuilt from itself")
-                path.append(digest)
+                path[digest] = None
                 stack.append((digest, True))
                 stack.extend((source.digest, False) for source in self.by_digest[digest].sources)
 

@@ -30,7 +30,7 @@ DEFAULT_LIFETIME = 60.0
 """Seconds a token is good for if its service does not say (distribution, "Token Response Fields")."""
 _TOKEN_LIMIT = 1024 * 1024
 _CHALLENGE_LIMIT = 16 * 1024
-_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - RFC 9110's word for it
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _PARAMETER = re.compile(rf'[\s,]*({_TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}))', re.ASCII | re.DOTALL)
 _TOKEN68 = re.compile(r"[\s,]*[A-Za-z0-9._~+/-]+=*(?=[\s,]|$)", re.ASCII)
 _SCHEME = re.compile(rf"[\s,]*({_TOKEN})(?=[\s,]|$)(?!\s*=)", re.ASCII)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import ssl
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +48,10 @@ def translated(url: httpx.URL | str) -> Iterator[None]:
 def _from_httpx(error: Exception, url: httpx.URL | str) -> DiffahError:
     place = redacted(url)
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ssl.SSLError):
+    while cause is not None and not isinstance(cause, (ssl.SSLError, socket.gaierror)):
         cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
+        return NetworkError(f"{place}: no such host", next_action="Check the host's name, and the name server.", transient=False, url=place)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return TLSUntrusted(f"{place}: the certificate is not trusted: {cause.verify_message or cause.reason}", url=place)
     if isinstance(cause, ssl.SSLError) and not isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):

@@ -29,8 +29,8 @@ def tls_context(folder: Path | None, *, verify: bool) -> ssl.SSLContext:
     Raises:
         InvalidOptions: a folder or file that cannot be used.
     """
-    context = ssl.create_default_context()
-    if not os.environ.get("SSL_CERT_FILE") and not os.environ.get("SSL_CERT_DIR"):
+    context = ssl.create_default_context() if verify else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if verify and not os.environ.get("SSL_CERT_FILE") and not os.environ.get("SSL_CERT_DIR"):
         # a Python that was built elsewhere may not find this machine's authorities
         context.load_verify_locations(certifi.where())
     if folder is not None:

@@ -12,8 +12,9 @@ import io
 import json
 import random
 import tarfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +26,19 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["Compression", "GeneratedImage", "GeneratedLayer", "Media", "image_of", "index_of", "layer_of", "next_version", "random_image", "random_layer", "write_layout"]
+__all__ = [
+    "Compression",
+    "GeneratedImage",
+    "GeneratedLayer",
+    "Media",
+    "image_of",
+    "index_of",
+    "layer_of",
+    "next_version",
+    "random_image",
+    "random_layer",
+    "write_layout",
+]
 
 Compression = Literal["gzip", "none", "zstd"]
 Media = Literal["oci", "docker"]
@@ -261,14 +274,7 @@ def _compress(plain: bytes, compression: Compression) -> bytes:
         return plain
     if compression == "gzip":
         return gzip.compress(plain, mtime=0)
-    try:
-        from compression import zstd  # type: ignore[import-not-found,unused-ignore]
-
-        return bytes(zstd.compress(plain))
-    except ImportError:
-        pass
-    try:
-        import zstandard  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:
-        raise Unsupported("this Python has no zstd encoder", next_action="Use Python 3.14, or install the zstandard package.") from error
-    return bytes(zstandard.compress(plain))
+    for module in ("compression.zstd", "zstandard"):
+        with suppress(ImportError):
+            return bytes(import_module(module).compress(plain))
+    raise Unsupported("this Python has no zstd encoder", next_action="Use Python 3.14, or install the zstandard package.")

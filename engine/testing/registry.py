@@ -76,7 +76,7 @@ class InProcessRegistry:
         *,
         auth: str | None = None,
         username: str = "user",
-        password: str = "pass",  # noqa: S107 - a registry for tests
+        password: str = "pass",
         identity_token: str | None = None,
         anonymous: str = "",
         grants: str = "pull,push",

@@ -121,6 +121,9 @@ class _Handler(BaseHTTPRequestHandler):
             body = body[: fault.flip] + bytes([body[fault.flip] ^ 1]) + body[fault.flip + 1 :]
         if fault.truncate is not None:
             body = body[: fault.truncate]
+        if fault.cut is None:
+            # before the client can know
+            self.registry.log_status(self.entry, status)
         self.send_response(status)
         sent = {"Content-Length": str(len(body))} | (headers or {}) | fault.headers
         if fault.unframed:
@@ -136,7 +139,6 @@ class _Handler(BaseHTTPRequestHandler):
                 # a plain end, not a reset: what was sent must arrive
                 raise _HangUp
             self.wfile.write(body)
-        self.registry.log_status(self.entry, status)
 
     def _error(self, status: int, code: str, message: str = "", headers: dict[str, str] | None = None) -> None:
         body = json.dumps({"errors": [{"code": code, "message": message or code.lower().replace("_", " ")}]}).encode()
@@ -198,10 +200,14 @@ class _Handler(BaseHTTPRequestHandler):
         media_type, raw = stored.manifests.get(digest, ("", b""))
         if self.command not in ("GET", "HEAD"):
             self._error(405, "UNSUPPORTED")
-        elif not raw or media_type not in self.headers.get("accept", media_type):
+        elif not raw or not self._accepts(media_type):
             self._error(404, "MANIFEST_UNKNOWN")
         else:
             self._reply(200, raw, {"Content-Type": media_type, "Docker-Content-Digest": digest})
+
+    def _accepts(self, media_type: str) -> bool:
+        accepted = ",".join(self.headers.get_all("accept", ["*/*"]))
+        return media_type in accepted or "*/*" in accepted
 
     def _tags(self, name: str, last: str) -> None:
         tags = sorted(self.registry.repository(name).tags)

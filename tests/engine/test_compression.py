@@ -8,6 +8,7 @@ import lzma
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -23,7 +24,7 @@ def zstd(data: bytes) -> bytes:
     return bytes(zstandard.ZstdCompressor(write_checksum=True).compress(data))
 
 
-METHODS: dict[Compression, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress, "zstd": zstd}
+METHODS: dict[Compression, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": partial(lzma.compress, preset=0), "zstd": zstd}
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -41,11 +42,11 @@ def test_however_it_is_cut_and_concatenated(method: Compression, parts: list[byt
 
 @every_method
 def test_pieces_are_small_whatever_the_ratio(method: Compression) -> None:
-    data = METHODS[method](bytes(100 * 1024 * 1024))
-    assert len(data) < 200_000
+    data = METHODS[method](bytes(32 * 1024 * 1024))
+    assert len(data) < 100_000
     sizes = list(map(len, inflated([data], method)))
-    assert sum(sizes) == 100 * 1024 * 1024
-    assert max(sizes) <= 48 * CHUNK
+    assert sum(sizes) == 32 * 1024 * 1024
+    assert max(sizes) <= 33 * CHUNK if method == "zstd" else max(sizes) <= CHUNK
 
 
 @every_method
@@ -87,7 +88,8 @@ def test_what_is_not_compressed(head: bytes) -> None:
 
 
 def test_an_xz_stream_that_asks_for_much_memory() -> None:
-    data = lzma.compress(b"small", filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1024 * 1024 * 1024}])
+    # lzma.compress(b"small", filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 2**30}]), which takes seconds
+    data = bytes.fromhex("fd377a585a000004e6d6b44602002101240000005e1fc7f9010004736d616c6c000000003c6fbc74c574128400011d05b82d80af1fb6f37d010000000004595a")
     with pytest.raises(InvalidArchive, match=r"[Mm]emory"):
         list(inflated([data], "xz"))
 

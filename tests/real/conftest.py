@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from .services import images, objects, referrers, registries
+from .services import images, objects, prefect_api, referrers, registries
 from .services.authority import make_authority, make_signer
 from .services.tokens import token_server
 
@@ -120,6 +120,13 @@ def s3(program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) 
         # named as an option instead, it makes clients send a location constraint that versitygw refuses
         patch.setenv("AWS_DEFAULT_REGION", store.region)
         yield store
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[prefect_api.PrefectServer]:
+    """A Prefect server; flow runs find it through the environment that it gives."""
+    with prefect_api.prefect_server(tmp_path_factory.mktemp("prefect-server")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,3 +80,19 @@ def _entry(path: Path) -> tuple[int, bytes | str]:
 def layers_of(manifest: bytes) -> list[tuple[str, int]]:
     """Digest and size of each layer, the base first."""
     return [(layer["digest"], layer["size"]) for layer in json.loads(manifest)["layers"]]
+
+
+def diffah(*words: str | Sequence[str], environment: Mapping[str, str], code: int = 0) -> dict[str, Any]:
+    """Run the command line in a process of its own; its result, or its error where ``code`` is not 0.
+
+    Args:
+        environment: what it gets beside the machine's own, less what configures AWS clients, Prefect and registry clients.
+        code: the exit code that it must end with.
+    """
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "PREFECT_", "REGISTRY_", "DOCKER_"))}
+    command = [sys.executable, "-m", "prefect_diffah.cli", *(word for part in words for word in ([part] if isinstance(part, str) else part)), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env={**own, **environment}, timeout=300)
+    assert done.returncode == code, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    answer = json.loads(done.stdout)
+    result: dict[str, Any] = answer["error" if code else "data"]
+    return result

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from .services.registries import Registry
 
 TRANSPORTS = ("docker-archive", "oci-archive", "oci", "dir")
+HERE = AccessRequest()
+"""How a file is reached."""
+ON_ONE_REGISTRY = pytest.mark.parametrize("distribution", ["distribution-3"], indirect=True)
+"""Where the registry is but a place to put something, one kind of it will do."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Copy:
     """What another tool made of a delta."""
 
     reference: str
-    access: AccessRequest = AccessRequest()
+    access: AccessRequest = HERE
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +138,7 @@ class TestImport:
             output = output.model_copy(update={"transport": "oci-archive"})
         assert manifest_of(skopeo, str(output)) == delta.manifest
 
+    @ON_ONE_REGISTRY
     def test_skopeo_copies_it_unchanged(self, output: Reference, delta: Delta, skopeo: str, plain_registry: Registry, repository: str) -> None:
         if output.transport == "docker-archive":
             output = output.model_copy(update={"transport": "oci-archive"})
@@ -159,10 +164,12 @@ class TestJudges:
         run(podman, "load", "--quiet", "--input", str(tmp_path / "image"))
         (image,) = json.loads(run(podman, "images", "--format", "json").stdout)
         assert f"sha256:{image['Id']}" == delta.config_digest
-        assert [name.rpartition("/")[2] for name in image["Names"] or []] == ["app:v2"] or transport == "oci-archive"
+        if transport == "docker-archive":
+            assert [name.rpartition("/")[2] for name in image["Names"]] == ["app:v2"]
         (found,) = json.loads(run(podman, "image", "inspect", image["Id"]).stdout)
         assert found["RootFS"]["Layers"] == json.loads(delta.config)["rootfs"]["diff_ids"]
 
+    @ON_ONE_REGISTRY
     def test_podman_pulls_what_was_pushed(self, delta: Delta, tmp_path: Path, podman: list[str], plain_registry: Registry, repository: str) -> None:
         report = import_(
             delta=str(delta.archive),
@@ -232,12 +239,14 @@ class TestDeltaCarriedByOtherTools:
         run(program("oras"), "cp", "--no-tty", "--from-oci-layout", f"{delta.archive}:delta", "--to-plain-http", f"{repository}:delta")
         self.assert_in_registry(delta, expected, tmp_path, skopeo, plain_registry, repository)
 
+    @ON_ONE_REGISTRY
     def test_pushed_and_pulled_with_skopeo(
         self, delta: Delta, expected: dict[str, Any], tmp_path: Path, skopeo: str, plain_registry: Registry, repository: str
     ) -> None:
         run(skopeo, "copy", plain_registry.skopeo("dest"), f"oci-archive:{delta.archive}:delta", f"docker://{repository}:delta")
         self.assert_in_registry(delta, expected, tmp_path, skopeo, plain_registry, repository)
 
+    @ON_ONE_REGISTRY
     def test_copied_with_regctl(
         self, delta: Delta, expected: dict[str, Any], layout: Path, tmp_path: Path, program: Callable[[str], str], plain_registry: Registry, repository: str
     ) -> None:
@@ -247,6 +256,7 @@ class TestDeltaCarriedByOtherTools:
         run(regctl, f"{repository}:delta", f"ocidir://{tmp_path / 'pulled'}:delta", environment=settings)
         self.assert_imports_the_same(Copy(f"oci:{tmp_path / 'pulled'}:delta"), delta, expected, tmp_path)
 
+    @ON_ONE_REGISTRY
     def test_pushed_and_pulled_with_crane(
         self, delta: Delta, expected: dict[str, Any], layout: Path, tmp_path: Path, program: Callable[[str], str], repository: str
     ) -> None:
@@ -254,6 +264,7 @@ class TestDeltaCarriedByOtherTools:
         run(program("crane"), "pull", "--insecure", "--format", "oci", f"{repository}:delta", str(tmp_path / "pulled"))
         self.assert_imports_the_same(Copy(f"oci:{tmp_path / 'pulled'}"), delta, expected, tmp_path)
 
+    @ON_ONE_REGISTRY
     def test_pulled_with_oras(
         self, delta: Delta, expected: dict[str, Any], tmp_path: Path, program: Callable[[str], str], plain_registry: Registry, repository: str
     ) -> None:
@@ -281,11 +292,12 @@ class TestDeltaCarriedByOtherTools:
                 tar.add(layout / name, name)
         self.assert_imports_the_same(Copy(f"oci-archive:{tmp_path / 'again.tar'}"), delta, expected, tmp_path)
 
+    @ON_ONE_REGISTRY
     def test_is_the_same_artifact_wherever_it_is_exported_to(
         self, delta: Delta, tmp_path: Path, skopeo: str, plain_registry: Registry, repository: str
     ) -> None:
         artifact = digest_of(skopeo, f"oci-archive:{delta.archive}:delta")
-        for number, (output, access) in enumerate(((f"docker://{repository}:delta", PLAIN), (f"oci:{tmp_path / 'layout'}:delta", AccessRequest()))):
+        for number, (output, access) in enumerate(((f"docker://{repository}:delta", PLAIN), (f"oci:{tmp_path / 'layout'}:delta", HERE))):
             report = export(
                 target=delta.pair.target,
                 baselines=(delta.pair.baseline,),

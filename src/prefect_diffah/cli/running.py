@@ -32,6 +32,8 @@ def run_flow(name: str, request: Any, *, workers: int, level: str, quiet: bool) 
     # settings are read when Prefect is imported
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR" if quiet else "INFO" if level == "WARNING" else level)
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "prefect_diffah")
+    # an embedded server takes 10 to 40 s to start, Prefect gives up after 20
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     import prefect_diffah
 
     flow = getattr(prefect_diffah, name)

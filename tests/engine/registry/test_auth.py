@@ -42,7 +42,9 @@ def test_any_header_parses_to_something(headers: list[str]) -> None:
 
 
 def test_other_schemes_do_not_hide_what_follows() -> None:
-    assert parse_challenges(['Negotiate abc==, Bearer realm="https://a.test/t",service=registry'])[-1] == Challenge("bearer", {"realm": "https://a.test/t", "service": "registry"})
+    assert parse_challenges(['Negotiate abc==, Bearer realm="https://a.test/t",service=registry'])[-1] == Challenge(
+        "bearer", {"realm": "https://a.test/t", "service": "registry"}
+    )
 
 
 class TokenService:
@@ -129,7 +131,9 @@ def test_an_identity_token_is_posted(tmp_path: Any) -> None:
     }
 
 
-@pytest.mark.parametrize("realm", ["http://auth.test/token", "file:///etc/passwd", "ftp://auth.test/", "https://me:you@auth.test/", "", "auth.test", "https://a:port"])
+@pytest.mark.parametrize(
+    "realm", ["http://auth.test/token", "file:///etc/passwd", "ftp://auth.test/", "https://me:you@auth.test/", "", "auth.test", "https://a:port"]
+)
 def test_credentials_go_to_proper_realms_only(realm: str) -> None:
     service = TokenService()
     with pytest.raises(NetworkError) as caught:

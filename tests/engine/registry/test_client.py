@@ -162,7 +162,10 @@ def test_connections_are_used_again(registry: InProcessRegistry, time: FakeTime)
 
 
 def test_redirects_are_followed_without_credentials_also_when_resuming(time: FakeTime) -> None:
-    with InProcessRegistry() as storage, InProcessRegistry(auth="basic", faults=(Fault(method="GET", path="/blobs/", redirect=storage.url, times=None),)) as registry:
+    with (
+        InProcessRegistry() as storage,
+        InProcessRegistry(auth="basic", faults=(Fault(method="GET", path="/blobs/", redirect=storage.url, times=None),)) as registry,
+    ):
         storage.put_blob("app", BLOB)
         storage.faults.append(Fault(path="/blobs/", cut=50_000))
         repository = open_repository(registry, time, USER)
@@ -240,7 +243,17 @@ def test_a_retry_after_beyond_patience_ends_at_once(registry: InProcessRegistry,
 
 
 @pytest.mark.parametrize(
-    ("status", "error"), [(401, AccessDenied), (403, AccessDenied), (404, NotFound), (400, RequestError), (405, RequestError), (451, RequestError), (501, RegistryUnavailable), (302, RegistryUnavailable)]
+    ("status", "error"),
+    [
+        (401, AccessDenied),
+        (403, AccessDenied),
+        (404, NotFound),
+        (400, RequestError),
+        (405, RequestError),
+        (451, RequestError),
+        (501, RegistryUnavailable),
+        (302, RegistryUnavailable),
+    ],
 )
 def test_what_does_not_pass_is_asked_once(registry: InProcessRegistry, time: FakeTime, status: int, error: type[Exception]) -> None:
     registry.faults.append(Fault(path="/blobs/", status=status, times=None))

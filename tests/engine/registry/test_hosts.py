@@ -77,7 +77,11 @@ def places(conf: RegistriesConf, name: str, *, by_digest: bool = False) -> list[
         ("digests.test/app", ["digests.test/app"], ["m4.test/app", "digests.test/app"]),
         ("a.wild.test/app", ["tame.test/all/app"], ["tame.test/all/app"]),
         ("wild.test/app", ["wild.test/app"], ["wild.test/app"]),
-        ("docker.io/library/debian", ["hub-cache.test/library/debian", "docker.io/library/debian"], ["hub-cache.test/library/debian", "docker.io/library/debian"]),
+        (
+            "docker.io/library/debian",
+            ["hub-cache.test/library/debian", "docker.io/library/debian"],
+            ["hub-cache.test/library/debian", "docker.io/library/debian"],
+        ),
         ("plain.test:5000/app", ["plain.test:5000/app"], ["plain.test:5000/app"]),
     ],
 )
@@ -136,7 +140,13 @@ def test_a_file_that_is_asked_for_must_exist(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    "text", ["not toml", "[[registry]]\ninsecure = true", '[[registry]]\nlocation = "r.test"\nblocked = 7', '[[registry]]\nlocation = "r.test"\n[[registry.mirror]]\npull-from-mirror = "x"']
+    "text",
+    [
+        "not toml",
+        "[[registry]]\ninsecure = true",
+        '[[registry]]\nlocation = "r.test"\nblocked = 7',
+        '[[registry]]\nlocation = "r.test"\n[[registry.mirror]]\npull-from-mirror = "x"',
+    ],
 )
 def test_broken_files_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "broken.conf").write_text(text)

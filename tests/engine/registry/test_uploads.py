@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from prefect_diffah.engine.access import Access
-from prefect_diffah.engine.errors import AccessDenied, DigestMismatch, DiffahError, NetworkError, NotFound, RegistryUnavailable, RequestError, SizeMismatch
+from prefect_diffah.engine.errors import AccessDenied, DiffahError, DigestMismatch, NetworkError, NotFound, RegistryUnavailable, RequestError, SizeMismatch
 from prefect_diffah.engine.oci import Digest, verified
 from prefect_diffah.engine.registry import Repository, can_push, connect_for_writing, mount_blob, upload_blob
 from prefect_diffah.engine.testing.faults import FakeTime, Fault
@@ -113,7 +113,9 @@ def test_an_upload_survives_what_passes(registry: InProcessRegistry, chunk: int,
     registry.repositories.clear()
     registry.uploads.clear()
     registry.faults[:] = [
-        Fault(method=method, path="/blobs/", **fault) for method, fault in zip(methods, faults, strict=False) if (fault.get("status"), method) not in ((404, "POST"),)
+        Fault(method=method, path="/blobs/", **fault)
+        for method, fault in zip(methods, faults, strict=False)
+        if (fault.get("status"), method) not in ((404, "POST"),)
     ]
     assert upload(registry, time, chunk) == len(BLOB)
     assert stored(registry)
@@ -168,8 +170,10 @@ def test_a_registry_without_chunks_gets_one_request(registry: InProcessRegistry,
 
 @pytest.mark.parametrize("chunk", [None, 30_000])
 @pytest.mark.parametrize(("status", "error"), [(500, RegistryUnavailable), (403, AccessDenied), (400, RequestError), (413, RequestError)])
-def test_a_session_that_fails_for_good_is_cancelled(registry: InProcessRegistry, time: FakeTime, chunk: int | None, status: int, error: type[DiffahError]) -> None:
-    registry.faults.append(Fault(method="(?:)" and "PATCH" if chunk else "PUT", status=status, times=None))
+def test_a_session_that_fails_for_good_is_cancelled(
+    registry: InProcessRegistry, time: FakeTime, chunk: int | None, status: int, error: type[DiffahError]
+) -> None:
+    registry.faults.append(Fault(method="PATCH" if chunk else "PUT", status=status, times=None))
     with pytest.raises(error):
         upload(registry, time, chunk)
     assert registry.uploads == {}
@@ -206,7 +210,7 @@ def test_a_source_that_does_not_open(registry: InProcessRegistry, time: FakeTime
         raise NotFound("gone")
         yield
 
-    with pytest.raises(NotFound, match="^gone$"):
+    with pytest.raises(NotFound, match="gone"):
         upload(registry, time, source=source)
     assert registry.uploads == {}
 
@@ -313,9 +317,8 @@ def test_a_mount_that_is_refused_becomes_an_upload(registry: InProcessRegistry, 
 
 
 def test_the_right_to_push_is_told_without_a_trace(time: FakeTime) -> None:
-    with InProcessRegistry(auth="token", grants="pull") as registry:
-        with pytest.raises(AccessDenied):
-            can_push(open_repository(registry, time, USER))
+    with InProcessRegistry(auth="token", grants="pull") as registry, pytest.raises(AccessDenied):
+        can_push(open_repository(registry, time, USER))
     with InProcessRegistry(auth="token") as registry:
         can_push(open_repository(registry, time, USER))
         assert registry.uploads == {}

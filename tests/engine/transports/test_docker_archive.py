@@ -150,7 +150,7 @@ class TestSynthesized:
 
     def test_a_layer_that_inflates_without_end(self, tmp_path: Path, image: GeneratedImage, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(docker_archive, "FREE_RATIO", 1_000_000)
-        saved = Saved().add(image, "app:v1", compress=lambda content: bz2.compress(bytes(50_000_000)))
+        saved = Saved().add(image, "app:v1", compress=lambda content: bz2.compress(bytes(10_000_000)))
         with opened(saved.write(tmp_path / "a.tar")) as reader, pytest.raises(InvalidArchive, match="without end"):
             reader.root()
 

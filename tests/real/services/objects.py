@@ -40,6 +40,11 @@ class ObjectStore:
         return {"key": self.key, "secret": self.secret, "client_kwargs": {"endpoint_url": self.endpoint}}
 
     @property
+    def environment(self) -> dict[str, str]:
+        """Environment in which AWS clients reach it by themselves."""
+        return {"AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret, "AWS_ENDPOINT_URL": self.endpoint, "AWS_DEFAULT_REGION": self.region}
+
+    @property
     def access(self) -> Access:
         return Access(storage_options=Secret(self.storage_options))
 

@@ -20,7 +20,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 @contextlib.contextmanager
-def serving(command: Sequence[str | os.PathLike[str]], folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[int]:
+def serving(command: Sequence[str | os.PathLike[str]], folder: Path, environment: Mapping[str, str] | None = None, patience: float = PATIENCE) -> Iterator[int]:
     """Run a server that was told to listen on port 0 of 127.0.0.1; yields the port it got.
 
     Asking the kernel which port that is, rather than handing one out, keeps
@@ -29,6 +29,7 @@ def serving(command: Sequence[str | os.PathLike[str]], folder: Path, environment
     Args:
         folder: where its output goes, ``output.log``.
         environment: what it gets beside the machine's own, less what configures AWS clients: those find a place of the tests, not the user's.
+        patience: seconds that it may take to listen.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "output.log"
@@ -42,7 +43,7 @@ def serving(command: Sequence[str | os.PathLike[str]], folder: Path, environment
             preexec_fn=_die_with_parent,
         )
     try:
-        yield _listening_port(process, log)
+        yield _listening_port(process, log, patience)
     finally:
         process.terminate()
         try:
@@ -56,15 +57,15 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _listening_port(process: subprocess.Popen[bytes], log: Path) -> int:
-    deadline = time.monotonic() + PATIENCE
+def _listening_port(process: subprocess.Popen[bytes], log: Path, patience: float) -> int:
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"{process.args!r} ended with {process.returncode}:\n{log.read_text(errors='replace')}")
         if ports := _ports(process.pid):
             return ports[0]
         time.sleep(0.01)
-    raise RuntimeError(f"{process.args!r} does not listen after {PATIENCE} s:\n{log.read_text(errors='replace')}")
+    raise RuntimeError(f"{process.args!r} does not listen after {patience} s:\n{log.read_text(errors='replace')}")
 
 
 def _ports(pid: int) -> list[int]:
