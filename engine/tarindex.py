@@ -12,9 +12,12 @@ import os
 import posixpath
 import tarfile
 import tempfile
+import time
+from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import IO, TYPE_CHECKING
 
 from prefect_diffah.engine.compression import MAGIC_LENGTH, compression_of, inflated
@@ -30,6 +33,10 @@ __all__ = ["MAX_MEMBERS", "Extent", "TarIndex"]
 
 MAX_MEMBERS = 100_000
 """Members of an archive that are listed at most; an image has one a blob and a few more."""
+RECENT = 8
+"""Indexes that a process keeps for whoever opens the same archive again."""
+_SETTLED = 2.0
+"""Seconds without a change after which a local file's time tells it from a later version."""
 _LARGEST_HEADER = 64 * 1024
 """Bytes of an extended header (a long name, PAX records) that are read at most."""
 
@@ -63,6 +70,9 @@ class TarIndex:
 
     def __init__(self, location: FileLocation, workdir: str | None = None, *, links: bool = False) -> None:
         self.location = location
+        self.inflated_sizes: dict[str, int] = {}
+        """What a reader found out of compressed members, in bytes, by name."""
+        self._shared = False
         self._spool: IO[bytes] | None = None
         try:
             with location.translated("read"), location.open(sequential=False) as file:
@@ -75,6 +85,31 @@ class TarIndex:
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def shared(cls, location: FileLocation, workdir: str | None = None, *, links: bool = False) -> TarIndex:
+        """An index that this process may have made before, of the same file as it still is.
+
+        Each step of a run opens its archives anew; listing members costs a
+        request a member on object stores, and a compressed archive is
+        decompressed whole. Closing a shared index does nothing: it goes when
+        younger ones take its place and nobody uses it any more.
+        """
+        mark = _mark(location)
+        if mark is None:
+            return cls(location, workdir, links=links)
+        key = (*mark, links)
+        with _recent_lock:
+            index = _recent.get(key)
+        if index is None:
+            index = cls(location, workdir, links=links)
+            index._shared = True
+        with _recent_lock:
+            index = _recent.setdefault(key, index)
+            _recent.move_to_end(key)
+            while len(_recent) > RECENT:
+                _recent.popitem(last=False)
+        return index
 
     members: Mapping[str, Extent]
     """Regular files, and links resolved to them, by normalised name, in the order of the archive."""
@@ -109,8 +144,8 @@ class TarIndex:
         return b"".join(self.chunks(name))
 
     def close(self) -> None:
-        """Give the decompressed copy's room back."""
-        if self._spool is not None:
+        """Give the decompressed copy's room back, unless it is shared."""
+        if self._spool is not None and not self._shared:
             self._spool.close()
 
     def __enter__(self) -> TarIndex:
@@ -175,6 +210,24 @@ class TarIndex:
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise InvalidArchive(f"{where} is damaged or truncated: at byte {tar.offset} is neither a member nor the end mark", path=where, offset=tar.offset)
         return found.resolved()
+
+
+_recent: OrderedDict[tuple[object, ...], TarIndex] = OrderedDict()
+_recent_lock = Lock()
+
+
+def _mark(location: FileLocation) -> tuple[object, ...] | None:
+    """What changes when the file does; None where nothing can be relied on."""
+    if location.local is not None:
+        with location.translated("read"):
+            found = location.local.stat()
+        # a file as young as this may change again without its time moving
+        settled = time.time() - found.st_mtime > _SETTLED
+        return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns) if settled else None
+    with location.translated("read"):
+        info = location.fs.info(location.path)
+    tag = info.get("ETag") or info.get("etag")
+    return (location.url, info["size"], tag, repr(location.access.options)) if tag else None
 
 
 class _Members:

@@ -47,7 +47,7 @@ class DockerArchiveReader(layout.Opened):
     """Reads images of an archive. ``notes`` is complete once ``root`` was called."""
 
     def __init__(self, reference: Reference, access: Access = DEFAULT_ACCESS, workdir: str | None = None) -> None:
-        self._files = TarIndex(FileLocation(reference.where, access), workdir, links=True)
+        self._files = TarIndex.shared(FileLocation(reference.where, access), workdir, links=True)
         try:
             self._images = self._reader(reference)
         except BaseException:
@@ -142,7 +142,7 @@ class _SavedImages(layout.Opened):
         self._documents: dict[Digest, bytes] = {}
         self._layers: dict[Digest, str] = {}
         self._images = [self._register(item) for item in self._items]
-        self._sizes: dict[str, int] = {}
+        self._sizes = files.inflated_sizes
         self._lock = RLock()
 
     def root(self) -> tuple[Descriptor, bytes]:

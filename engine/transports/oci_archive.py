@@ -21,7 +21,7 @@ class OCIArchiveReader(layout.LayoutReader):
     """Reads images of an archive, whatever the order and compression of its members."""
 
     def __init__(self, reference: Reference, access: Access = DEFAULT_ACCESS, workdir: str | None = None) -> None:
-        files = TarIndex(FileLocation(reference.where, access), workdir)
+        files = TarIndex.shared(FileLocation(reference.where, access), workdir)
         try:
             super().__init__(files, reference)
         except BaseException:

@@ -333,3 +333,45 @@ def test_cut_short_while_it_is_read(tmp_path: Path) -> None:
         os.truncate(path, 2_000_000)
         with pytest.raises(InvalidArchive, match="cut short"):
             list(found.chunks("a"))
+
+
+class TestShared:
+    """Steps of one run open the same archive again and again."""
+
+    def put(self, path: Path, data: bytes, *, age: int = 60) -> FileLocation:
+        path.write_bytes(data)
+        then = path.stat().st_mtime - age
+        os.utime(path, (then, then))
+        return FileLocation(str(path))
+
+    def test_a_compressed_archive_is_decompressed_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        inflations: list[str] = []
+        inflated = tarindex.inflated
+        monkeypatch.setattr(tarindex, "inflated", lambda *args: inflations.append("") or inflated(*args))
+        location = self.put(tmp_path / "a.tar.gz", gzip.compress(tar(*CONTENTS.items())))
+        for _ in range(3):
+            with TarIndex.shared(location) as opened:
+                assert {name: opened.read(name, 10_000) for name in CONTENTS} == CONTENTS
+        assert len(inflations) == 1
+
+    def test_a_file_that_changed_is_indexed_anew(self, tmp_path: Path) -> None:
+        first = TarIndex.shared(self.put(tmp_path / "a.tar", tar(("old", b"1"))))
+        second = TarIndex.shared(self.put(tmp_path / "a.tar", tar(("new", b"2")), age=30))
+        assert (list(first.members), list(second.members)) == (["old"], ["new"])
+
+    def test_a_file_that_may_be_changing_is_not_remembered(self, tmp_path: Path) -> None:
+        location = self.put(tmp_path / "a.tar", tar(("old", b"1")), age=0)
+        assert TarIndex.shared(location) is not TarIndex.shared(location)
+
+    def test_with_and_without_links_are_different_matters(self, tmp_path: Path) -> None:
+        location = self.put(tmp_path / "a.tar", tar(("file", b"1"), entry("link", tarfile.SYMTYPE, "file")))
+        assert TarIndex.shared(location, links=True).read("link", 10) == b"1"
+        with pytest.raises(InvalidArchive):
+            TarIndex.shared(location)
+
+    def test_few_are_kept_and_those_in_use_stay_open(self, tmp_path: Path) -> None:
+        used = TarIndex.shared(self.put(tmp_path / "used.tar.gz", gzip.compress(tar(("file", b"1")))))
+        for number in range(tarindex.RECENT + 1):
+            TarIndex.shared(self.put(tmp_path / f"{number}.tar", tar(("file", b"2"))))
+        assert len(tarindex._recent) == tarindex.RECENT
+        assert used.read("file", 10) == b"1"
