@@ -43,10 +43,11 @@ def connect_for_reading(name: str, access: Access = DEFAULT_ACCESS, *, by_digest
         InvalidOptions: a configuration file that cannot be used.
     """
     hasty = replace(patience, total=min(MIRROR_SECONDS, patience.total))
-    return [
-        Repository(_connection(place, access), place.repository, patience=hasty if place.mirror else patience)
-        for place in RegistriesConf.load().for_reading(name, by_digest=by_digest)
-    ]
+    repositories = []
+    for place in RegistriesConf.load().for_reading(name, by_digest=by_digest):
+        connection = _connection(place, access if name.startswith(f"{place.host}/") else _impersonal(access))
+        repositories.append(Repository(connection, place.repository, patience=hasty if place.mirror else patience))
+    return repositories
 
 
 def connect_for_writing(name: str, access: Access = DEFAULT_ACCESS, *, patience: Patience = PATIENCE) -> Repository:
@@ -67,6 +68,11 @@ def close_all() -> None:
         _connections.clear()
     for connection in connections:
         connection.close()
+
+
+def _impersonal(access: Access) -> Access:
+    """``access`` for another host than the one its credentials were given for; the machine may have some for that one."""
+    return access.model_copy(update={"username": None, "password": None, "registry_token": None})
 
 
 def _connection(place: Endpoint, access: Access) -> Connection:

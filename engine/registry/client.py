@@ -32,14 +32,13 @@ class Repository:
     Args:
         name: the repository, without the host.
         push: whether to ask for the right to push too.
-        also: more scopes to ask for: repositories that are mounted from.
     """
 
-    def __init__(self, connection: Connection, name: str, *, push: bool = False, also: tuple[str, ...] = (), patience: Patience = PATIENCE) -> None:
+    def __init__(self, connection: Connection, name: str, *, push: bool = False, patience: Patience = PATIENCE) -> None:
         self.connection = connection
         self.name = name
         self.patience = patience
-        self._scopes = (push_scope(name) if push else pull_scope(name), *also)
+        self._scopes = (push_scope(name) if push else pull_scope(name),)
 
     def __str__(self) -> str:
         return f"{self.connection.host}/{self.name}"
@@ -51,7 +50,12 @@ class Repository:
     def send(
         self, method: str, url: httpx.URL | str, *, headers: dict[str, str] | None = None, body: Body = None, also: tuple[str, ...] = ()
     ) -> httpx.Response:
-        """One request, tried once; ``url`` is absolute, or a path in this repository."""
+        """One request, tried once; its answer may have any status.
+
+        Args:
+            url: absolute, or a path in this repository.
+            also: scopes to ask for besides this repository's.
+        """
         where = self.url(url) if isinstance(url, str) else url
         return self.connection.send(method, where, repository=self.name, scopes=self._scopes + also, headers=headers, body=body)
 
@@ -196,7 +200,8 @@ class _BlobRead:
         mark = self._seen
         while True:
             try:
-                yield from self._pass_on()
+                with self._budget.moving():
+                    yield from self._pass_on()
                 return
             except NetworkError as error:
                 if self._seen - mark >= _GETTING_ON:

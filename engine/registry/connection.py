@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from pathlib import Path
 
 import httpx
@@ -17,7 +18,6 @@ from prefect_diffah.engine.registry.trust import certificate_folder, tls_context
 
 __all__ = ["Body", "Connection", "Reauthorized"]
 
-_log = logging.getLogger(__name__)
 REDIRECTS = 8
 _TIMEOUT = httpx.Timeout(connect=15, read=30, write=30, pool=None)
 """Seconds; of reading and writing, without any byte getting through."""
@@ -27,6 +27,19 @@ _API_HOSTS = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-
 
 Body = bytes | Callable[[], Iterable[bytes]] | None
 """A request's body: whole, or a stream that can be opened for one attempt."""
+
+
+_speaking: ContextVar[bool] = ContextVar("prefect_diffah_registry_speaking", default=False)
+
+
+class _Discreet(logging.Filter):
+    """Keeps httpx from logging this module's requests: it logs whole URLs, and their queries may be signatures."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not _speaking.get()
+
+
+logging.getLogger("httpx").addFilter(_Discreet())
 
 
 class Reauthorized(Exception):
@@ -79,8 +92,7 @@ class Connection:
         failure: DiffahError | None = None
         for root in (self._url("https"), self._url("http")):
             try:
-                with translated(root):
-                    response = self._client.send(self._client.build_request("GET", root.join("/v2/")), stream=True)
+                response = self._once("GET", root.join("/v2/"), {}, None)
                 finish(response)
                 # 400 to plain HTTP is what a TLS server says
                 if root.scheme == "https" or response.status_code != 400:
@@ -137,10 +149,7 @@ class Connection:
         start = url
         for _ in range(REDIRECTS + 1):
             sent = headers if authorization is None else headers | {"Authorization": authorization}
-            with translated(url):
-                content = body() if callable(body) else body
-                request = self._client.build_request(method, url, headers=sent, content=content)
-                response = self._client.send(request, stream=True, auth=None)
+            response = self._once(method, url, sent, body)
             location = response.headers.get("location")
             if response.status_code not in _REDIRECT or location is None or body is not None:
                 return response
@@ -152,6 +161,15 @@ class Connection:
                 authorization = None
             url = target
         raise NetworkError(f"{redacted(start)} is redirected more than {REDIRECTS} times", transient=False, url=redacted(start))
+
+    def _once(self, method: str, url: httpx.URL, headers: dict[str, str], body: Body) -> httpx.Response:
+        token = _speaking.set(True)
+        try:
+            with translated(url):
+                request = self._client.build_request(method, url, headers=headers, content=body() if callable(body) else body)
+                return self._client.send(request, stream=True, auth=None)
+        finally:
+            _speaking.reset(token)
 
     def located(self, base: httpx.URL, location: str) -> httpx.URL:
         """Where ``location`` leads from ``base``.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from threading import Event
@@ -22,7 +23,8 @@ class Patience:
     """Exponential backoff with jitter, bounded in all.
 
     Attributes:
-        total: seconds that a request and its repetitions may take together.
+        total: seconds that a request and its repetitions may take together,
+            without the time in which bodies moved.
         first, most: seconds of the first pause and of the longest one.
         clock: seconds, monotonic.
         wait: sleeps for some seconds, or until the event is set.
@@ -55,6 +57,16 @@ class Budget:
         """Start afresh, since the last attempt got on."""
         self._began = self._patience.clock()
         self._pauses = 0
+
+    @contextlib.contextmanager
+    def moving(self) -> Iterator[None]:
+        """Time in which a body moves does not count: a slow line or a slow consumer is no failure."""
+        began = self._patience.clock()
+        try:
+            yield
+        finally:
+            # not the time before a renewal in between, which is forgotten already
+            self._began += self._patience.clock() - max(began, self._began)
 
     def run(self, attempt: Callable[[], _T]) -> _T:
         """``attempt()``, repeated while it fails transiently and patience lasts."""

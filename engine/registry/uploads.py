@@ -153,7 +153,7 @@ class _Upload:
         done = False
         while not done:
             try:
-                with _opened(self.source) as chunks:
+                with _opened(self.source) as chunks, self.budget.moving():
                     self._send(chunks)
                 return
             except Reauthorized:

@@ -254,3 +254,11 @@ def test_credentials_do_not_follow_a_redirected_realm(time: FakeTime) -> None:
             pull(registry, USER, time)
         assert len(elsewhere.requests) == 1
         assert "authorization" not in elsewhere.request_headers[0]
+
+
+def test_one_accesss_tokens_are_not_anothers(time: FakeTime) -> None:
+    with InProcessRegistry(auth="token") as registry:
+        assert pull(registry, USER, time)
+        for access in (NOBODY, WRONG):
+            with pytest.raises(AccessDenied):
+                pull(registry, access, time)

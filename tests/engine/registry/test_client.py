@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -138,6 +139,14 @@ def test_a_read_that_gets_on_outlives_the_patience(registry: InProcessRegistry, 
     assert time.now > 120
 
 
+def test_a_slow_consumer_does_not_cost_patience(registry: InProcessRegistry, time: FakeTime) -> None:
+    registry.faults.append(Fault(path="/blobs/", cut=100_000))
+    with open_repository(registry, time).blob(DIGEST, len(BLOB)) as chunks:
+        first = next(chunks)
+        time.now += 1000
+        assert first + b"".join(chunks) == BLOB
+
+
 def test_a_blob_left_half_read_does_not_block_others(registry: InProcessRegistry, time: FakeTime) -> None:
     repository = open_repository(registry, time)
     with repository.blob(DIGEST, len(BLOB)) as chunks:
@@ -271,6 +280,17 @@ def test_a_server_that_is_not_there(time: FakeTime) -> None:
         assert caught.value.transient
 
 
+def test_a_host_that_does_not_exist_is_not_waited_for(time: FakeTime, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: Any, **__: Any) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(NetworkError, match="no such host") as caught:
+        connect_for_reading("nowhere.invalid/app", patience=time.patience())[0].manifest("v1")
+    assert not caught.value.transient
+    assert time.pauses == []
+
+
 def test_the_registrys_words_are_repeated_capped_and_printable(registry: InProcessRegistry, time: FakeTime) -> None:
     errors = [{"code": "DENIED", "message": "no \x1b[31m" + "x" * 5000}]
     registry.faults.append(Fault(path="/blobs/", status=403, body=json.dumps({"errors": errors}).encode()))
@@ -288,7 +308,8 @@ def test_any_words_will_do(registry: InProcessRegistry, time: FakeTime, body: by
     assert len(caught.value.message) < 1500
 
 
-def test_a_presigned_url_is_not_repeated(time: FakeTime) -> None:
+def test_a_presigned_url_is_not_repeated(time: FakeTime, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     with InProcessRegistry() as storage, InProcessRegistry() as registry:
         location = storage.url.replace("//", "//me:SECRET@") + "/bucket/key?X-Amz-Signature=SECRET#SECRET"
         registry.faults.append(Fault(path="/blobs/", status=307, headers={"Location": location}))
@@ -296,6 +317,8 @@ def test_a_presigned_url_is_not_repeated(time: FakeTime) -> None:
             read(open_repository(registry, time))
         assert "SECRET" not in json.dumps(caught.value.as_json())
         assert "/bucket/key" in caught.value.message
+        assert len(storage.requests) == 1
+        assert "SECRET" not in caplog.text
 
 
 def test_redacted_takes_anything() -> None:

@@ -36,6 +36,19 @@ def test_pauses_grow_and_have_jitter(time: FakeTime) -> None:
     assert len(set(time.pauses)) == len(time.pauses)
 
 
+@pytest.mark.parametrize("renewed", [False, True])
+def test_time_in_which_bytes_move_does_not_count_and_is_not_lent(time: FakeTime, renewed: bool) -> None:
+    budget = time.patience().start()
+    with budget.moving():
+        time.now += 500
+        if renewed:
+            budget.renew()
+        time.now += 500
+    budget.pause(RegistryUnavailable("busy", retry_after=60.0))
+    with pytest.raises(RegistryUnavailable):
+        budget.pause(RegistryUnavailable("busy", retry_after=1.0))
+
+
 def test_the_servers_wish_is_granted_within_the_budget(time: FakeTime) -> None:
     budget = time.patience().start()
     budget.pause(RegistryUnavailable("busy", retry_after=40.0))

@@ -131,6 +131,8 @@ def test_a_folder_that_is_asked_for_must_exist() -> None:
 def test_proxies_of_the_environment_are_used(time: FakeTime, monkeypatch: pytest.MonkeyPatch) -> None:
     with InProcessRegistry() as registry:
         monkeypatch.setenv("HTTP_PROXY", registry.url)
+        # it cannot tunnel, so that plain HTTP is what is left
+        monkeypatch.setenv("HTTPS_PROXY", registry.url)
         with pytest.raises(NotFound):
             connect_for_reading("nowhere.invalid/app", Access(tls_verify=False), patience=time.patience())[0].manifest("v1")
         assert ("GET", "http://nowhere.invalid/v2/app/manifests/v1", 404) in registry.requests

@@ -131,6 +131,24 @@ def test_a_broken_chunk_goes_on_where_the_registry_is(registry: InProcessRegistr
     assert [method for method, _ in methods(registry)].count("POST") == 1
 
 
+@pytest.mark.parametrize("chunk", [None, 30_000])
+def test_a_slow_source_does_not_cost_patience(registry: InProcessRegistry, time: FakeTime, chunk: int | None) -> None:
+    class Slow(Source):
+        @contextmanager
+        def __call__(self) -> Iterator[Iterator[bytes]]:
+            with super().__call__() as chunks:
+                yield self.slowly(chunks)
+
+        def slowly(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+            for piece in chunks:
+                time.now += 100
+                yield piece
+
+    registry.faults.append(Fault(method="PATCH" if chunk else "PUT", cut_request=15_000))
+    upload(registry, time, chunk, source=Slow())
+    assert stored(registry)
+
+
 def test_a_single_request_that_breaks_begins_again(registry: InProcessRegistry, time: FakeTime) -> None:
     registry.faults.append(Fault(method="PUT", cut_request=15_000))
     upload(registry, time)

@@ -218,6 +218,20 @@ def test_a_mirror_that_is_down_is_not_waited_for_twice(registry: InProcessRegist
             assert len(mirror.requests) == tried
 
 
+def test_a_mirror_does_not_get_the_registrys_credentials(time: FakeTime, machine: Path) -> None:
+    with InProcessRegistry(auth="basic") as registry, mirrored(machine, registry) as mirror:
+        registry.put_image("app", "v1", IMAGE)
+        mirror.auth = "basic"
+        given = Access(username="user", password=SecretStr("pass"))
+        assert reader(registry, time, access=given).root()[0].digest == IMAGE.root.digest
+        assert len(mirror.requests) > 0
+        assert not any("authorization" in headers for headers in mirror.request_headers)
+        token = Access(registry_token=SecretStr("token"))
+        with pytest.raises(AccessDenied):
+            reader(registry, time, access=token).root()
+        assert not any("authorization" in headers for headers in mirror.request_headers)
+
+
 def test_mirrors_are_not_written_to(registry: InProcessRegistry, time: FakeTime, machine: Path) -> None:
     with mirrored(machine, registry) as mirror:
         writer(registry, time, access=Access()).write(IMAGE.outgoing("app:v1"), IMAGE, WriteOptions())
