@@ -79,7 +79,6 @@ class _Gzip:
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-        self._more = False
 
     @property
     def eof(self) -> bool:
@@ -87,17 +86,14 @@ class _Gzip:
 
     @property
     def needs_input(self) -> bool:
-        return not self._more
+        return not self._inner.unconsumed_tail
 
     @property
     def unused_data(self) -> bytes:
         return self._inner.unused_data
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
-        out = self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
-        # a full buffer may leave output behind in zlib even when all input is consumed
-        self._more = bool(self._inner.unconsumed_tail) or len(out) == max_length
-        return out
+        return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
 
 
 def _streams(chunks: Iterable[bytes], new: Callable[[], _Decoder]) -> Iterator[bytes]:

@@ -204,7 +204,7 @@ class TarIndex:
                     found.add(member)
                     tar.members.clear()
                 file.seek(tar.offset)
-        except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError) as error:
+        except (tarfile.TarError, ValueError, LookupError, ArithmeticError, EOFError, RecursionError) as error:
             raise InvalidArchive(f"{where} is not a whole tar archive: {error}", path=where) from error
         # the parser takes a damaged header, and a missing end, for the end
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -291,40 +291,23 @@ class _Members:
             raise self._refused(f"an absolute or empty name: {shown}")
         if base == "" and ".." in name.split("/"):
             raise self._refused(f"a name that leads out of it: {shown}")
-        path = posixpath.normpath(posixpath.join(base, name))
-        if path == ".." or path.startswith("../"):
-            raise self._refused(f"a link that leads out of it: {shown}")
-        return path
+        return posixpath.normpath(posixpath.join(base, name))
 
     def _refused(self, what: str) -> InvalidArchive:
         return InvalidArchive(f"{self._where} has {what}, which an image archive must not have", path=self._where)
 
 
 class _Guarded:
-    """The file as tarfile sees it: no large reads, and no end of reading at the end.
-
-    tarfile reads an extended header whole, whatever size it claims, and asks
-    for more for ever where a sparse map is cut off.
-    """
+    """The file as tarfile sees it, which reads an extended header whole whatever size it claims."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._empty = 0
+        self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= _LARGEST_HEADER:
             raise tarfile.ReadError(f"a header of {size} bytes")
-        data = self._file.read(size)
-        self._empty = 0 if data or not size else self._empty + 1
-        if self._empty > 2:
-            raise tarfile.ReadError("unexpected end of data")
-        return data
-
-    def seek(self, offset: int) -> int:
-        return self._file.seek(offset)
-
-    def tell(self) -> int:
-        return self._file.tell()
+        return self._file.read(size)
 
 
 def _positioned(handle: int, extent: Extent) -> Iterator[bytes]:

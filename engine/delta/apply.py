@@ -106,8 +106,9 @@ def _check_images(sidecar: Sidecar, store: Store) -> None:
             if not document.is_image:
                 continue
             config = ImageConfig.parse(store.read(document.config, MAX_CONFIG))
-            if node.digest == image.target.digest and image.target.platform not in (None, config.platform):
-                raise InvalidArchive(f"diffah.json says that {node.digest} is for {image.target.platform}, its config {config.platform}", digest=node.digest)
+            platform = image.target.platform
+            if node.digest == image.target.digest and platform and platform.normalized() != config.platform:
+                raise InvalidArchive(f"diffah.json says that {node.digest} is for {platform}, its config {config.platform}", digest=node.digest)
             diff_ids = config.diff_ids
             if len(diff_ids) != len(document.layers):
                 raise InvalidDocument(f"manifest {node.digest} has {len(document.layers)} layers, its config {len(diff_ids)}", digest=node.digest)

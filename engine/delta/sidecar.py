@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Literal
 
-from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, StrictBool, StrictInt, ValidationError, model_validator
 
 from prefect_diffah.engine.delta.plan import BaselineImage, Role
 from prefect_diffah.engine.errors import InvalidArchive, InvalidDocument, InvalidReference, UnsupportedVersion
@@ -35,7 +35,7 @@ class SidecarManifest(Model):
 
     digest: Digest
     parent: Digest | None = None
-    chosen: bool = True
+    chosen: StrictBool = True
 
 
 class SidecarReferrer(Model):
@@ -77,7 +77,7 @@ class Method(Model):
     """How a blob is rebuilt from its payloads and sources."""
 
     name: str
-    version: int = 1
+    version: StrictInt = 1
     params: dict[str, JsonValue] = {}
 
 

@@ -149,13 +149,16 @@ class TestLocal:
             "with FileLocation(sys.argv[1]).replacing() as file:\n"
             "    file.write(b'new'); file.flush(); print('half', flush=True); time.sleep(600)\n"
         )
-        with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "file")], stdout=subprocess.PIPE) as process:
+        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "file")], stdout=subprocess.PIPE)
+        try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"half\n"
             assert len(os.listdir(tmp_path)) == 2
             put(place, b"meanwhile")
             assert len(os.listdir(tmp_path)) == 2, "a living writer's file was taken for a dead one's"
+        finally:
             process.send_signal(signal.SIGKILL)
+            process.communicate()
         assert place.read(100) == b"meanwhile"
         put(place, b"after")
         assert os.listdir(tmp_path) == ["file"]

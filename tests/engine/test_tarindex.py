@@ -190,17 +190,12 @@ def test_sparse_members(version: str) -> None:
         read(buffer.getvalue())
 
 
-def test_a_sparse_map_without_end() -> None:
-    # the parser asks for more of the map for ever
-    info = entry("sparse", size=0)
-    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "1", "GNU.sparse.name": "x"}
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as out:
-        out.addfile(info)
-    header = buffer.getvalue()
-    header = header[: header.index(b"ustar", 1024) + 255]
+def test_a_sparse_map_that_is_cut_off() -> None:
+    info = bytearray(entry("sparse", tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT))
+    info[482] = 1
+    info[148:156] = b"%06o\0 " % (sum(info[:148]) + 8 * 32 + sum(info[156:512]))
     with pytest.raises(InvalidArchive):
-        read(header + b"999999\n" + b"1" * 505)
+        read(bytes(info))
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
@@ -228,7 +223,7 @@ def test_more_headers_in_a_row_than_can_be_followed() -> None:
 
 
 def test_a_member_larger_than_the_file() -> None:
-    with pytest.raises(InvalidArchive, match=r"beyond its end|end of data"):
+    with pytest.raises(InvalidArchive, match="beyond its end"):
         read(entry("a", size=2**33).tobuf(tarfile.GNU_FORMAT) + bytes(1024))
 
 

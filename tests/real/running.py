@@ -82,16 +82,21 @@ def layers_of(manifest: bytes) -> list[tuple[str, int]]:
     return [(layer["digest"], layer["size"]) for layer in json.loads(manifest)["layers"]]
 
 
+def environment_of_its_own(environment: Mapping[str, str]) -> dict[str, str]:
+    """``environment``, beside this process's less what configures AWS clients, Prefect and registry clients."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "PREFECT_", "REGISTRY_", "DOCKER_"))}
+    return own | dict(environment)
+
+
 def diffah(*words: str | Sequence[str], environment: Mapping[str, str], code: int = 0) -> dict[str, Any]:
     """Run the command line in a process of its own; its result, or its error where ``code`` is not 0.
 
     Args:
-        environment: what it gets beside the machine's own, less what configures AWS clients, Prefect and registry clients.
+        environment: see ``environment_of_its_own``.
         code: the exit code that it must end with.
     """
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "PREFECT_", "REGISTRY_", "DOCKER_"))}
     command = [sys.executable, "-m", "prefect_diffah.cli", *(word for part in words for word in ([part] if isinstance(part, str) else part)), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env={**own, **environment}, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment_of_its_own(environment), timeout=300)
     assert done.returncode == code, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     answer = json.loads(done.stdout)
     result: dict[str, Any] = answer["error" if code else "data"]

@@ -345,7 +345,7 @@ class TestFaultsOfAnObjectStore:
                 place.read(1)
 
     def test_wrong_secret_is_denied_and_not_told(self, s3: ObjectStore, folder: str) -> None:
-        place = FileLocation(f"{folder}/file", replace(s3, secret="wrong-secret").access)  # noqa: S106
+        place = FileLocation(f"{folder}/file", replace(s3, secret="wrong-secret").access)
         with pytest.raises(AccessDenied) as reading:
             place.read(1)
         with pytest.raises(AccessDenied) as writing, place.replacing() as file:

@@ -16,6 +16,7 @@ from prefect_diffah.engine.delta import pack
 from prefect_diffah.engine.delta.archive import DeltaArtifact, open_delta
 from prefect_diffah.engine.errors import InvalidArchive, NotFound
 from prefect_diffah.engine.images import Place
+from prefect_diffah.engine.model import canonical_json
 from prefect_diffah.engine.oci import Descriptor, Digest, Reference
 from prefect_diffah.engine.pipeline import Direct, inspect_delta, verify_delta
 from prefect_diffah.engine.storage import FileLocation
@@ -100,6 +101,15 @@ def contents(image: Any) -> dict[str, bytes]:
 
 def test_the_archive_is_what_the_specification_says(example: Any) -> None:
     assert example.raw == written_by_the_book(sidecar_in(example.raw), contents(example.new))
+
+
+def test_the_order_within_a_sidecar_is_a_writers_own(example: Any, tmp_path: Path) -> None:
+    """Whoever lists payloads otherwise makes another archive, whose members are in the same order all the same."""
+    sidecar = json.loads(sidecar_in(example.raw))
+    for listed in ("payloads", "blobs"):
+        sidecar[listed].reverse()
+    (tmp_path / "delta.tar").write_bytes(written_by_the_book(canonical_json(sidecar), contents(example.new)))
+    assert verify_delta(Place(reference=Reference.parse(f"oci-archive:{tmp_path}/delta.tar")), []).canonical
 
 
 def test_source_date_epoch_is_the_time_of_every_member(bench: Any, example: Any) -> None:

@@ -108,6 +108,10 @@ def test_nothing_is_imported_from_a_damaged_archive(example: Any, transport: str
     @given(damage=st.sampled_from([truncated, flipped, lengthened]), at=st.integers(0, len(example.raw) - 1), bit=st.integers(0, 7))
     @case(damage=flipped, at=example.raw.index(example.new.blobs[example.new.layers[1].digest]) + 100, bit=0)
     @case(damage=flipped, at=example.raw.index(example.new.blobs[example.new.config.digest]) + 100, bit=0)
+    @case(damage=flipped, at=len(example.raw) - 1, bit=0)
+    @case(damage=flipped, at=members_of(example.raw)[1].offset - 1, bit=7)
+    @case(damage=truncated, at=len(example.raw) - 1, bit=0)
+    @case(damage=lengthened, at=0, bit=0)
     def imported(damage: Damage, at: int, bit: int) -> None:
         with damaged(damage(example.raw, at, bit)) as (delta, folder):
             (folder / "room").mkdir()

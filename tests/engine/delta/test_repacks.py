@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import random
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from prefect_diffah.engine import tarindex
 from prefect_diffah.engine.delta.archive import open_delta
-from prefect_diffah.engine.errors import ContentError, DiffahError, InvalidArchive, InvalidDocument, InvalidOptions, SizeMismatch
+from prefect_diffah.engine.errors import ContentError, DiffahError, InvalidArchive, InvalidDocument, InvalidOptions, NoSpace, SizeMismatch
 from prefect_diffah.engine.images import Place
 from prefect_diffah.engine.oci import Digest, Reference
 from prefect_diffah.engine.pipeline import inspect_delta, verify_delta
+from prefect_diffah.engine.storage import CHUNK, MARGIN
 from prefect_diffah.engine.store import Store
 from prefect_diffah.engine.testing.images import random_image, write_layout
 
@@ -326,3 +329,19 @@ def test_a_sidecar_over_the_limit_is_not_read(example: Any, tmp_path: Path, monk
 def test_what_is_no_archive_is_refused(tmp_path: Path, junk: bytes, imported: Any) -> None:
     with pytest.raises(ContentError):
         imported(placed(junk, tmp_path))
+
+
+def test_an_archive_that_inflates_without_end_stops_where_room_ends(example: Any, tmp_path: Path, imported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tar_of([member for member in members_of(example.raw) if member[0] != "diffah.json"])
+    bomb = gzip.compress(whole[:-1024] + bytes(64 * 1024 * 1024), compresslevel=1)
+    assert len(bomb) < 1024 * 1024
+    disk = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: disk._replace(free=MARGIN + 2 * CHUNK - 1))
+    delta = placed(bomb, tmp_path).model_copy(update={"workdir": str(tmp_path / "work")})
+    written: list[int] = []
+    require = tarindex.require_room
+    monkeypatch.setattr(tarindex, "require_room", lambda folder, size: written.append(size) or require(folder, sum(written)))
+    with pytest.raises(NoSpace):
+        imported(delta)
+    assert len(written) <= 3
+    assert list((tmp_path / "work").iterdir()) == []

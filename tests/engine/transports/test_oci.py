@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from prefect_diffah.engine.errors import InvalidArchive, InvalidDocument, InvalidOptions, NotFound, SizeMismatch, UnsupportedVersion
+from prefect_diffah.engine.oci import Reference
 from prefect_diffah.engine.storage import FileLocation
 from prefect_diffah.engine.testing.images import GeneratedImage, index_of, random_image, write_layout
-from prefect_diffah.engine.transports import ImageReader, Written
+from prefect_diffah.engine.transports import ImageReader, WriteOptions, Written, _folders, open_writer
 from prefect_diffah.engine.transports._layout import full_name, tagged
 
 Write = Callable[..., Written]
@@ -177,6 +178,17 @@ class TestWriting:
         assert (tmp_path / "out" / "index.json").read_bytes() == index
         assert_holds(f"oci:{tmp_path}/out", image)
 
+    def test_blobs_that_are_there_are_hashed_once(self, tmp_path: Path, image: GeneratedImage, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+        hashed: list[str] = []
+        verifies = _folders.verifies
+        monkeypatch.setattr(_folders, "verifies", lambda place, descriptor: hashed.append(descriptor.digest) or verifies(place, descriptor))
+        write(f"oci:{tmp_path}/out:v1", image)
+        with open_writer(Reference.parse(f"oci:{tmp_path}/out:v1")) as writer:
+            hashed.clear()
+            assert all(writer.obtain(image.outgoing("app:v1"), blob) for blob in image.outgoing("app:v1").blobs)
+            assert writer.write(image.outgoing("app:v1"), image, WriteOptions()).status == "unchanged"
+        assert sorted(hashed) == sorted([*image.blobs, *image.documents])
+
     def test_the_index_is_written_last_on_object_stores(self, image: GeneratedImage, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
         order: list[str] = []
         replacing = FileLocation.replacing
@@ -208,14 +220,17 @@ class TestWriting:
             "    print('half', flush=True)\n"
             "    time.sleep(600)\n"
         )
-        with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "out")], stdout=subprocess.PIPE) as process:
+        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "out")], stdout=subprocess.PIPE)
+        try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"half\n"
             live = os.listdir(tmp_path)
             assert live != ["out"]
             write(f"oci:{tmp_path}/out:v1", image)
             assert sorted(os.listdir(tmp_path)) == sorted([*live, "out"]), "another's folder was taken while it was being written"
+        finally:
             process.kill()
+            process.communicate()
         write(f"oci:{tmp_path}/out2:v1", image)
         (tmp_path / "out").rename(tmp_path / "moved")
         write(f"oci:{tmp_path}/out:v1", image)
