@@ -140,7 +140,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     sdist = make("build_sdist", source, "sdist")
     wheel = make("build_wheel", source, "wheel")
     with tarfile.open(sdist) as tar:
-        tar.extractall(folder / "unpacked", filter="data")
+        tar.extractall(folder / "unpacked")
     (unpacked,) = (folder / "unpacked").iterdir()
     return wheel, sdist, make("build_wheel", unpacked, "again")
 

@@ -279,6 +279,24 @@ def test_progress_tells_of_every_byte(job: dict[str, Any], tmp_path: Path) -> No
     assert len([label for label in told if label.startswith("layer ")]) == LAYERS
 
 
+def test_a_blob_that_the_store_has_is_not_read_again(job: dict[str, Any], tmp_path: Path) -> None:
+    read: list[str] = []
+
+    class Listener:
+        def start(self, label: str, total: int) -> Any:
+            read.append(label)
+            return self
+
+        def advance(self, amount: int) -> None: ...
+        def finish(self, *, complete: bool) -> None: ...
+
+    export_delta(ExportJob(**job), Direct(2))
+    with listening(Listener()):
+        import_delta(imported(job, tmp_path, store=job["store"]), Direct(2))
+    # the layers that travelled are there from the export
+    assert len([label for label in read if label.startswith("layer ")]) == LAYERS // 2
+
+
 def test_a_memory_store_serves_as_well(job: dict[str, Any], tmp_path: Path) -> None:
     import fsspec
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from botocore.exceptions import ClientError
 
-from prefect_diffah.engine.oci import Digest
 from prefect_diffah.engine.store import Store
 from prefect_diffah.engine.testing.images import image_of, random_layer, write_layout
 
@@ -271,13 +270,17 @@ def assert_survives_an_interruption(journey: Journey, undisturbed: Undisturbed, 
     assert not journey.debris()
 
 
-def push_versions(folder: Path, registry: Registry, repository: str, skopeo: str) -> Digest:
-    """An image in two versions, of layers of some MiB, of which two of three change; the target's digest."""
+def write_versions(folder: Path) -> Path:
+    """A layout of an image in two versions, ``v1`` and ``v2``, of layers of some MiB; two of three change."""
     base = random_layer("base", 3_000_000)
     versions = {
         version: image_of([base, random_layer(f"library {version}", 6_500_000), random_layer(f"code {version}", 8_000_000)]) for version in ("v1", "v2")
     }
-    layout = write_layout(folder, versions)
-    for version in versions:
-        run(skopeo, "copy", registry.skopeo("dest"), f"oci:{layout}:{version}", registry.reference(repository, version))
-    return versions["v2"].root.digest
+    return write_layout(folder, versions)
+
+
+def push(layout: Path, registry: Registry, repository: str, version: str, skopeo: str) -> str:
+    """Put a version into a registry; its reference there."""
+    reference = registry.reference(repository, version)
+    run(skopeo, "copy", registry.skopeo("dest"), f"oci:{layout}:{version}", reference)
+    return reference

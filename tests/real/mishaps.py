@@ -17,13 +17,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import select
 import signal
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
-from prefect_diffah.engine import progress, storage, store
+from prefect_diffah.engine import storage, store
 from prefect_diffah.engine.registry import connection
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ class Places:
         self._where, self._action = where, action
         self._lock = threading.Lock()
         self._count = 0
+        # a signal ends the wait of whichever thread is here; Python itself would wake the main thread only
+        self._signals, wake = os.pipe()
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
 
     def note(self, line: str) -> None:
         os.write(self._log, f"{line}\n".encode())
@@ -57,14 +61,7 @@ class Places:
             if self._action == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
         self.note("waiting")
-        self._wait_for_interruption()
-
-    def _wait_for_interruption(self) -> None:
-        cancelled = progress._cancelled.get()
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline and not (cancelled is not None and cancelled.is_set()):
-            # the main thread is woken by the signal itself
-            time.sleep(0.01)
+        select.select([self._signals], [], [], PATIENCE)
 
 
 class Metered:

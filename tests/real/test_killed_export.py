@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .journeys import PLACES, FileOutput, Journey, ObjectOutput, Undisturbed, assert_survives_a_kill, assert_survives_an_interruption, push_versions
+from .journeys import PLACES, FileOutput, Journey, ObjectOutput, Undisturbed, assert_survives_a_kill, assert_survives_an_interruption, push, write_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,10 +24,19 @@ pytestmark = pytest.mark.parametrize("distribution", ["distribution-3"], indirec
 @pytest.fixture(scope="module")
 def words(token_registry: Registry, program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """Export from a registry with token authentication."""
-    repository = f"killed/{uuid.uuid4().hex}"
-    push_versions(tmp_path_factory.mktemp("images"), token_registry, repository, program("skopeo"))
-    images = ("--target", token_registry.reference(repository, "v2"), "--baseline", token_registry.reference(repository))
-    return ("export", *images, "--target-creds-env=SENDER", "--baseline-creds-env=SENDER", "--tls-verify=false", "--name=app:v2")
+    layout, repository = write_versions(tmp_path_factory.mktemp("images")), f"killed/{uuid.uuid4().hex}"
+    baseline, target = (push(layout, token_registry, repository, version, program("skopeo")) for version in ("v1", "v2"))
+    return (
+        "export",
+        "--target",
+        target,
+        "--baseline",
+        baseline,
+        "--target-creds-env=SENDER",
+        "--baseline-creds-env=SENDER",
+        "--tls-verify=false",
+        "--name=app:v2",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +68,7 @@ def test_killed_and_run_again(number: int, setting_out: Callable[[Path], Journey
     assert_survives_a_kill(setting_out(tmp_path), undisturbed, number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("where", ["inside blobs/", "app.tar at MiB"], ids=["packing", "writing"])
+@pytest.mark.parametrize(("number", "where"), [(signal.SIGINT, "inside blobs/"), (signal.SIGTERM, "app.tar at MiB")], ids=["packing", "writing"])
 def test_interrupted_and_run_again(
     number: signal.Signals, where: str, setting_out: Callable[[Path], Journey], undisturbed: Undisturbed, tmp_path: Path
 ) -> None:

@@ -17,6 +17,11 @@ class TestBlocks(BlockStandardTestSuite):
     def block(self, request):
         return request.param
 
+    def test_has_a_valid_image(self, block):
+        """Instead of Prefect's own, which downloads the logo: tests need no network."""
+        assert str(block._logo_url).startswith("https://")
+        assert str(block._logo_url).endswith(".png")
+
 
 def test_secrets_are_hidden():
     credentials = RegistryCredentials(username="joe", password="s3cret", registry_token="t0ken")

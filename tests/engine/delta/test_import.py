@@ -98,6 +98,19 @@ def test_a_dry_run_changes_nothing(bench: Any, example: Any, transport: str) -> 
     assert (report.rebuilt, report.rebuilt_bytes, report.digest) == (wet.rebuilt, wet.rebuilt_bytes, wet.digest)
 
 
+def test_a_dry_run_asks_the_output_to_take_no_blob_over(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry would mount it."""
+    from prefect_diffah.engine.transports.oci import OCILayoutWriter
+
+    asked: list[object] = []
+    monkeypatch.setattr(OCILayoutWriter, "obtain", lambda self, image, descriptor: asked.append(descriptor))
+    bench.export()
+    bench.rebuild(output=bench.at("out", "oci"), job={"dry_run": True})
+    assert asked == []
+    bench.rebuild(output=bench.at("out", "oci"))
+    assert len(asked) == 3
+
+
 def test_a_dry_run_reads_the_whole_delta_and_looks_for_every_blob(bench: Any, example: Any) -> None:
     bench.export()
     with pytest.raises(BaselineIncomplete):

@@ -310,9 +310,9 @@ def test_hostile_members_are_refused(example: Any, tmp_path: Path, imported: Any
         imported(placed(build(members), tmp_path))
 
 
-@pytest.mark.parametrize("build", [larger_than_declared, negative])
-def test_sizes_that_lie_are_refused(example: Any, tmp_path: Path, imported: Any, build: Callable[[Members], bytes]) -> None:
-    with pytest.raises(ContentError):
+@pytest.mark.parametrize(("build", "error"), [(larger_than_declared, InvalidArchive), (negative, SizeMismatch)])
+def test_sizes_that_lie_are_refused(example: Any, tmp_path: Path, imported: Any, build: Callable[[Members], bytes], error: type[DiffahError]) -> None:
+    with pytest.raises(error):
         imported(placed(build(members_of(example.raw)), tmp_path))
 
 

@@ -15,14 +15,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefect_diffah.engine.delta import apply
 from prefect_diffah.engine.delta.archive import DeltaArtifact
-from prefect_diffah.engine.delta.sidecar import Sidecar
+from prefect_diffah.engine.delta.pack import PackedBlob, sidecar_of
+from prefect_diffah.engine.delta.plan import compute_diff
+from prefect_diffah.engine.delta.sidecar import Method, Payload, Sidecar
 from prefect_diffah.engine.errors import ContentError, DiffahError, InvalidArchive, InvalidDocument, UnsupportedVersion
-from prefect_diffah.engine.images import Place
+from prefect_diffah.engine.images import ImageName, ImageTree, Place, TreeManifest
 from prefect_diffah.engine.model import canonical_json
-from prefect_diffah.engine.oci import Digest, Reference
+from prefect_diffah.engine.oci import Digest, Reference, mediatypes
 from prefect_diffah.engine.pipeline import inspect_delta, verify_delta
 from prefect_diffah.engine.store import Store
+from prefect_diffah.engine.testing.images import GeneratedImage, image_of, random_image, random_layer
 
 SOME = Digest.of(b"some")
 OTHER = Digest.of(b"other")
@@ -346,6 +350,43 @@ def test_the_manifests_must_agree(example: Any, sidecar: dict[str, Any], tmp_pat
     spoilt["blobs"] = [blob for blob in spoilt["blobs"] if blob]
     with pytest.raises(InvalidArchive):
         verify_delta(archive_of(example, canonical_json(spoilt), tmp_path), [])
+
+
+def archive_around(image: GeneratedImage, folder: Path) -> Place:
+    """An archive of an image that export may not have agreed to."""
+    manifest = TreeManifest(descriptor=image.root, config=image.config, layers=image.layers)
+    plan = compute_diff([ImageTree(name=ImageName.parse("app"), root=image.root, manifests=(manifest,))], [])
+    packed = [
+        PackedBlob(
+            digest=blob.descriptor.digest,
+            method=Method(name="identity"),
+            payloads=(Payload(digest=blob.descriptor.digest, size=blob.descriptor.size, media_type=mediatypes.DELTA_BLOB, encoding="identity"),),
+        )
+        for blob in plan.travelling
+    ]
+    layout = DeltaArtifact.of(sidecar_of(plan, packed).raw).layout()
+    contents = image.documents | image.blobs
+    (folder / "delta.tar").write_bytes(b"".join(layout.stream(lambda blob: nullcontext([contents[blob.digest]]))))
+    return Place(reference=Reference.parse(f"oci-archive:{folder}/delta.tar"))
+
+
+def test_a_sound_image_needs_no_more_than_its_blobs(tmp_path: Path) -> None:
+    assert verify_delta(archive_around(random_image("x", 2, 200), tmp_path), []).canonical
+
+
+@pytest.mark.parametrize("diff_ids", [[], [SOME], [SOME, OTHER, SOME]])
+def test_a_config_names_as_many_layers_as_the_manifest(tmp_path: Path, diff_ids: list[str]) -> None:
+    image = image_of([random_layer("a", 100), random_layer("b", 100)], config={"rootfs": {"type": "layers", "diff_ids": diff_ids}})
+    with pytest.raises(InvalidDocument, match="has 2 layers"):
+        verify_delta(archive_around(image, tmp_path), [])
+
+
+def test_a_config_over_the_limit_is_refused(example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apply, "MAX_CONFIG", example.new.config.size - 1)
+    store = Store(str(tmp_path))
+    with pytest.raises(InvalidArchive, match="in at most"):
+        apply.read_delta(example.bench.at("delta.tar"), store)
+    assert not store.has(example.new.config)
 
 
 def test_what_it_says_of_itself_is_told_without_reading_blobs(example: Any) -> None:
