@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from prefect_diffah.engine.delta.archive import open_delta
+from prefect_diffah.engine.delta.archive import open_delta, payload_from
 from prefect_diffah.engine.delta.sidecar import Payload, Sidecar, SidecarBlob
 from prefect_diffah.engine.errors import BaselineIncomplete, InvalidArchive, InvalidDocument, Unsupported
 from prefect_diffah.engine.images import ImageName, Place
@@ -211,7 +211,7 @@ def reconstruct(item: Rebuild, store: Store, delta: Place, baselines: list[Place
             with baselines[item.baseline].open() as reader, reader.stream(blob.descriptor) as chunks:
                 store.put(blob.descriptor, transfer(label, blob.size, chunks))
         else:
-            with delta.open() as reader, reader.stream(item.payloads[0].descriptor) as chunks:
+            with delta.open() as reader, payload_from(reader, delta, item.payloads[0].descriptor) as chunks:
                 store.put(blob.descriptor, transfer(label, blob.size, chunks))
     return RebuiltBlob(descriptor=blob.descriptor)
 

@@ -20,7 +20,7 @@ from prefect_diffah.engine.transports import ImageReader, OutgoingImage
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["SIDECAR_NAME", "DeltaArtifact", "DeltaReader", "open_delta"]
+__all__ = ["SIDECAR_NAME", "DeltaArtifact", "DeltaReader", "open_delta", "payload_from"]
 
 SIDECAR_NAME = "diffah.json"
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -107,16 +107,8 @@ class DeltaReader:
 
     @contextlib.contextmanager
     def stream(self, descriptor: Descriptor) -> Iterator[Iterator[bytes]]:
-        """A payload's bytes, verified.
-
-        Raises:
-            InvalidArchive: it is not there.
-        """
-        with contextlib.ExitStack() as stack:
-            try:
-                chunks = stack.enter_context(self._reader.stream(descriptor))
-            except NotFound as error:
-                raise InvalidArchive(f"{self.place} lacks {descriptor.digest}, which its sidecar names", digest=descriptor.digest) from error
+        """A payload's bytes, verified. Raises: InvalidArchive if it is not there."""
+        with payload_from(self._reader, self.place, descriptor) as chunks:
             yield chunks
 
     def check(self) -> None:
@@ -134,6 +126,21 @@ class DeltaReader:
             with self.stream(layer) as chunks:
                 for _ in chunks:
                     pass
+
+
+@contextlib.contextmanager
+def payload_from(reader: ImageReader, place: Place, descriptor: Descriptor) -> Iterator[Iterator[bytes]]:
+    """A payload's bytes, verified, from a delta at ``place`` that was opened as ``reader`` and whose sidecar has been checked.
+
+    Raises:
+        InvalidArchive: it is not there.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            chunks = stack.enter_context(reader.stream(descriptor))
+        except NotFound as error:
+            raise InvalidArchive(f"{place} lacks {descriptor.digest}, which its sidecar names", digest=descriptor.digest) from error
+        yield chunks
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ class DeltaSummary(Model):
 
     version: str
     image: str
-    platform: str | None
+    platform: str | None = None
     target: Digest
     baselines: tuple[Digest, ...]
     shipped: int
@@ -116,7 +116,7 @@ class ImportReport(Model):
 
     output: str
     status: Literal["written", "unchanged", "dry-run"]
-    digest: Digest | None
+    digest: Digest | None = None
     """The manifest digest that the image has there; None where it cannot survive."""
     rebuilt: int
     """Blobs made from delta and baselines."""

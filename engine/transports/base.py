@@ -96,7 +96,7 @@ class Written(Model):
     location: str
     status: Literal["written", "unchanged"]
     """``unchanged``: it held exactly this already."""
-    root: Digest | None
+    root: Digest | None = None
     """The digest that the image has there; None where it cannot survive."""
     bytes_written: int
     size: int | None = None

@@ -189,8 +189,8 @@ class TestDirect:
     def test_the_first_failure_is_raised_and_stops_the_rest(self, failure: BaseException) -> None:
         begun, ended, streaming = [], [], threading.Barrier(3)
 
-        def endless() -> Iterator[bytes]:
-            while True:
+        def long() -> Iterator[bytes]:
+            for _ in range(5000):
                 yield b"x"
                 time.sleep(0.001)
 
@@ -199,7 +199,7 @@ class TestDirect:
             if item == 0:
                 streaming.wait(10)
                 raise failure
-            chunks = transfer(f"item {item}", 1, endless())
+            chunks = transfer(f"item {item}", 1, long())
             try:
                 next(chunks)
                 if item < 3:

@@ -74,15 +74,15 @@ def test_the_inner_listener_hears_and_the_outer_one_again_afterwards() -> None:
 def test_leaving_by_an_exception_stops_transfers_of_other_threads() -> None:
     passed, failed, raised = threading.Event(), threading.Event(), []
 
-    def endless() -> Iterator[bytes]:
-        while True:
+    def long() -> Iterator[bytes]:
+        for _ in range(1000):
             yield b"x"
             passed.set()
             failed.wait(10)
 
     def consume() -> None:
         try:
-            for _ in transfer("endless", 1, endless()):
+            for _ in transfer("long", 1, long()):
                 pass
         except Interrupted as error:
             raised.append(error)

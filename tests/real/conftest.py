@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+pytest.register_assert_rewrite(f"{__package__}.journeys", f"{__package__}.running")
+
 from .services import images, objects, prefect_api, referrers, registries
 from .services.authority import make_authority, make_signer
 from .services.tokens import token_server

@@ -44,7 +44,10 @@ class Output(Protocol):
         """What is there, whole."""
 
     def debris(self) -> list[str]:
-        """What an unfinished run left beside it."""
+        """What lies beside it."""
+
+    def uploads(self) -> list[str]:
+        """What the server there holds of uploads that were begun and not ended; nobody else sees it."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,9 @@ class FileOutput:
 
     def debris(self) -> list[str]:
         return [path.name for path in self.path.parent.glob("*") if path != self.path] + [path.name for path in self.path.parent.glob(".*")]
+
+    def uploads(self) -> list[str]:
+        return []
 
 
 @dataclass(frozen=True)
@@ -94,8 +100,10 @@ class ObjectOutput:
 
     def debris(self) -> list[str]:
         listed = self.client.list_objects_v2(Bucket=self.s3.bucket, Prefix=self.key.rpartition("/")[0]).get("Contents", [])
-        uploads = self.client.list_multipart_uploads(Bucket=self.s3.bucket, Prefix=self.key).get("Uploads", [])
-        return [item["Key"] for item in listed if item["Key"] != self.key] + [f"upload of {upload['Key']}" for upload in uploads]
+        return [item["Key"] for item in listed if item["Key"] != self.key]
+
+    def uploads(self) -> list[str]:
+        return [upload["UploadId"] for upload in self.client.list_multipart_uploads(Bucket=self.s3.bucket, Prefix=self.key).get("Uploads", [])]
 
 
 @dataclass(frozen=True)
@@ -110,11 +118,14 @@ class RegistryOutput:
     def word(self) -> str:
         return self.registry.reference(self.repository, "v2")
 
+    @property
+    def _folder(self) -> Path:
+        """Where the distribution keeps a repository."""
+        return self.registry.folder / "storage/docker/registry/v2/repositories" / self.repository
+
     def glimpse(self) -> object:
-        # where the distribution keeps the digests of tags
-        tag = self.registry.folder / "storage/docker/registry/v2/repositories" / self.repository / "_manifests/tags/v2/current/link"
         with contextlib.suppress(FileNotFoundError):
-            return tag.read_text()
+            return (self._folder / "_manifests/tags/v2/current/link").read_text()
         return None
 
     def content(self) -> bytes | None:
@@ -122,6 +133,9 @@ class RegistryOutput:
 
     def debris(self) -> list[str]:
         return []
+
+    def uploads(self) -> list[str]:
+        return [path.name for path in (self._folder / "_uploads").glob("*")]
 
 
 @dataclass(frozen=True)
@@ -232,7 +246,11 @@ class Undisturbed:
 
 
 def assert_survives_a_kill(journey: Journey, undisturbed: Undisturbed, number: int) -> None:
-    """Kill it at one of the ten places, and run it again to its end."""
+    """Kill it at one of the ten places, and run it again to its end.
+
+    Uploads that it had begun stay on servers, where they are neither seen nor
+    in the way; only the servers' owners can tell that nobody goes on with them.
+    """
     killed = journey.run(str(undisturbed.place(number)))
     assert killed.code == -signal.SIGKILL, f"ended with {killed.code} after {killed.places} of {undisturbed.places} places:\n{killed.stderr}"
     assert killed.sights <= {None, undisturbed.sight}
@@ -261,6 +279,7 @@ def assert_survives_an_interruption(journey: Journey, undisturbed: Undisturbed, 
     assert json.loads(stopped.stdout)["error"]["code"] == "interrupted"
     assert stopped.sights == {None}
     assert not journey.debris()
+    assert not journey.output.uploads()
     recorded = journey.valid_records()
 
     again = journey.run()
@@ -271,10 +290,14 @@ def assert_survives_an_interruption(journey: Journey, undisturbed: Undisturbed, 
 
 
 def write_versions(folder: Path) -> Path:
-    """A layout of an image in two versions, ``v1`` and ``v2``, of layers of some MiB; two of three change."""
+    """A layout of an image in two versions, ``v1`` and ``v2``; two of three layers change.
+
+    They are large enough for an archive of two parts on an object store, with
+    one of the ten places in between.
+    """
     base = random_layer("base", 3_000_000)
     versions = {
-        version: image_of([base, random_layer(f"library {version}", 6_500_000), random_layer(f"code {version}", 8_000_000)]) for version in ("v1", "v2")
+        version: image_of([base, random_layer(f"library {version}", 9_000_000), random_layer(f"code {version}", 12_000_000)]) for version in ("v1", "v2")
     }
     return write_layout(folder, versions)
 

@@ -89,6 +89,18 @@ def test_an_image_without_layers(bench: Any) -> None:
     assert bench.rebuild().digest == image_of([], config={"author": "somebody"}).root.digest
 
 
+def test_an_artifact_that_is_no_image_travels_too(bench: Any, example: Any) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["config"]["mediaType"] = "application/vnd.example.config+json"
+
+    target = edited(example.new, change)
+    bench.put(v1=example.old, v2=target)
+    report = bench.export()
+    assert report.summary.platform is None
+    assert not [line for line in report.summary.lines() if line.startswith("platform")]
+    assert bench.rebuild(output=bench.at("out", "oci")).digest == target.root.digest
+
+
 def test_a_layer_used_twice_travels_once(bench: Any) -> None:
     twice = random_layer("twice", 300)
     target = image_of([twice, random_layer("between", 200), twice])
@@ -177,6 +189,10 @@ class TestPlatforms:
         with pytest.raises(PlatformError, match="is for linux/arm64"):
             bench.export(baselines=("arm",), job={"platform": Platform.parse("linux/amd64")})
 
+    def test_a_single_baseline_may_be_of_any_platform_if_none_is_asked_for(self, bench: Any, example: Any) -> None:
+        bench.put(arm=random_image("arm", 2, 300, platform="linux/arm64"), amd=example.old)
+        assert bench.export(target="arm", baselines=("amd",)).summary.required == 0
+
     def test_a_baselines_image_is_chosen_by_the_targets_platform(self, bench: Any, images: dict[str, GeneratedImage]) -> None:
         report = bench.export(target="arm", baselines=("v1",))
         assert report.summary.required == 2
@@ -233,8 +249,12 @@ class TestOutput:
         assert bench.export(force=True).status == "written"
         assert path.read_bytes() == example.raw
 
-    def test_it_is_refused_before_a_layer_is_read(self, bench: Any, example: Any) -> None:
-        (bench.folder / "delta.tar").write_bytes(b"something else")
+    @pytest.mark.parametrize("what", ["other", "delta"])
+    def test_it_is_refused_before_a_layer_is_read(self, bench: Any, example: Any, what: str) -> None:
+        if what == "delta":
+            bench.export(target="v1", baselines=("v2",), job={"store": bench.store("another")})
+        else:
+            (bench.folder / "delta.tar").write_bytes(b"something else")
         with pytest.raises(OutputExists):
             bench.export()
         assert not Store(f"{bench.folder}/store").has(example.new.layers[1])
@@ -290,6 +310,14 @@ def test_the_second_run_reads_no_layer(bench: Any, example: Any) -> None:
     blob_file(bench, example.new.layers[1]).unlink()
     bench.export("again.tar", runner=Direct(1))
     assert bench.bytes_of("again.tar") == example.raw
+
+
+def test_a_layer_that_is_in_the_store_already_is_not_read(bench: Any, example: Any) -> None:
+    layer = example.new.layers[1]
+    bench.store().put(layer, [example.new.blobs[layer.digest]])
+    blob_file(bench, layer).unlink()
+    bench.export()
+    assert bench.bytes_of() == example.raw
 
 
 def test_a_delta_of_images_that_share_nothing(bench: Any) -> None:

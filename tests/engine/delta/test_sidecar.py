@@ -247,6 +247,20 @@ def test_what_breaks_the_rules_is_refused(sidecar: dict[str, Any], place: tuple[
     assert type(caught.value) is error
 
 
+def test_a_name_has_no_tag(sidecar: dict[str, Any]) -> None:
+    del sidecar["images"][0]["tags"]
+    Sidecar.parse(canonical_json(sidecar))
+    with pytest.raises(InvalidDocument):
+        Sidecar.parse(canonical_json(changed(sidecar, ("images", 0, "name"), "app:v2")))
+
+
+def test_a_manifest_is_carried(sidecar: dict[str, Any]) -> None:
+    del sidecar["blobs"][0]["payloads"], sidecar["blobs"][0]["method"]
+    sidecar["blobs"][0]["travels"] = "required"
+    with pytest.raises(InvalidArchive, match="does not travel"):
+        Sidecar.parse(canonical_json(sidecar))
+
+
 @pytest.mark.parametrize("listed", ["blobs", "payloads"])
 def test_nothing_is_listed_twice(sidecar: dict[str, Any], listed: str) -> None:
     sidecar[listed].append(sidecar[listed][-1])
@@ -277,6 +291,16 @@ def test_sources_may_not_lead_in_a_circle(example: Any, data: st.DataObject) -> 
     else:
         with pytest.raises(InvalidArchive, match="rebuilt from itself"):
             Sidecar.parse(canonical_json(sidecar))
+
+
+def test_many_ways_to_one_source_are_followed_once(sidecar: dict[str, Any]) -> None:
+    """Two sources each on forty levels: as many ways as no computer could try."""
+    template = sidecar["blobs"][2]
+    levels = [[Digest.of(f"{level} {side}".encode()) for side in "ab"] for level in range(40)]
+    for level, below in zip(levels, [*levels[1:], []], strict=True):
+        sources = [{"digest": digest, "size": 1} for digest in below]
+        sidecar["blobs"] += [template | {"descriptor": template["descriptor"] | {"digest": digest}, "sources": sources} for digest in level]
+    Sidecar.parse(canonical_json(sidecar))
 
 
 def test_a_long_chain_of_sources_is_followed(sidecar: dict[str, Any]) -> None:
