@@ -15,12 +15,16 @@ from prefect_diffah.engine.storage import CHUNK
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["MAGIC_LENGTH", "Compression", "compression_of", "inflated"]
+__all__ = ["MAGIC_LENGTH", "Compression", "bounded", "compression_of", "inflated"]
 
 Compression = Literal["gzip", "bzip2", "xz", "zstd"]
 
 MAGIC_LENGTH = 6
 """Bytes that ``compression_of`` needs to see."""
+MAX_RATIO = 1100
+"""Bytes that a compressed byte may become; gzip reaches 1032."""
+FREE_SIZE = 1024 * 1024 * 1024
+"""Bytes up to which a stream may inflate whatever its ratio."""
 _MAGIC: dict[bytes, Compression] = {b"\x1f\x8b\x08": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _XZ_MEMORY = 512 * 1024 * 1024
 """Bytes of memory that an xz stream may ask for (``xz -9`` asks for 65 MiB)."""
@@ -31,6 +35,20 @@ _ZSTD_SLICE = 1024
 def compression_of(head: bytes) -> Compression | None:
     """What compresses a stream that begins with ``head``; None if nothing known does."""
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+
+
+def bounded(chunks: Iterable[bytes], stored: int, what: str) -> Iterator[bytes]:
+    """Inflated ``chunks``, as long as they may honestly come from ``stored`` compressed bytes.
+
+    Raises:
+        InvalidArchive: there are more.
+    """
+    size, most = 0, max(FREE_SIZE, MAX_RATIO * stored)
+    for chunk in chunks:
+        size += len(chunk)
+        if size > most:
+            raise InvalidArchive(f"the {what} inflates without end: {stored} bytes to more than {most}", stored=stored)
+        yield chunk
 
 
 def inflated(chunks: Iterable[bytes], compression: Compression, what: str = "stream") -> Iterator[bytes]:

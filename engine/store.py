@@ -162,9 +162,14 @@ class Store:
             file.write(data)
 
     def prune(self, max_bytes: int, *, dry_run: bool = False) -> Pruned:
-        """Remove the blobs written longest ago until at most ``max_bytes`` are left, and what dead writers left a day ago."""
+        """Remove the blobs written longest ago until at most ``max_bytes`` are left.
+
+        Records that stand on a removed blob go too, and what writers that
+        were killed left more than a day ago.
+        """
         blobs: list[tuple[float, int, str]] = []
-        folder = f"{self.root.child('blobs').path}/"
+        records: list[str] = []
+        folder, record_folder = f"{self.root.child('blobs').path}/", f"{self.root.child('records').path}/"
         with self.root.translated("prune"):
             found = self.root.fs.find(self.root.path, detail=True) if self.root.exists() else {}
             for path, info in found.items():
@@ -176,6 +181,8 @@ class Store:
                         remove_abandoned(Path(path))
                 elif path.startswith(folder):
                     blobs.append((written, int(info["size"]), path))
+                elif path.startswith(record_folder):
+                    records.append(path.removeprefix(record_folder).removesuffix(".json"))
             blobs.sort()
             total, removed, removed_bytes = sum(size for _, size, _ in blobs), 0, 0
             for _, size, path in blobs:
@@ -185,6 +192,10 @@ class Store:
                     with contextlib.suppress(FileNotFoundError):
                         self.root.fs.rm_file(path)
                 removed, removed_bytes = removed + 1, removed_bytes + size
+            if not dry_run:
+                for key in records:
+                    if self.get_record(key) is None:
+                        self._record(key).remove()
         return Pruned(removed=removed, removed_bytes=removed_bytes, left=len(blobs) - removed, left_bytes=total - removed_bytes)
 
 

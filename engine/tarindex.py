@@ -20,7 +20,7 @@ from pathlib import Path
 from threading import Lock
 from typing import IO, TYPE_CHECKING
 
-from prefect_diffah.engine.compression import MAGIC_LENGTH, compression_of, inflated
+from prefect_diffah.engine.compression import MAGIC_LENGTH, bounded, compression_of, inflated
 from prefect_diffah.engine.errors import InvalidArchive, NotFound, SizeMismatch
 from prefect_diffah.engine.storage import CHUNK, FileLocation, chunks_of, require_room
 
@@ -179,8 +179,9 @@ class TarIndex:
             folder.mkdir(parents=True, exist_ok=True)
             spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with the index
         try:
+            what = f"archive {self.location}"
             with self.location.open() as file:
-                for chunk in inflated(_reads(self.location, file), compression, f"archive {self.location}"):
+                for chunk in bounded(inflated(_reads(self.location, file), compression, what), self.location.size(), what):
                     require_room(folder, len(chunk))
                     with place.translated("write"):
                         spool.write(chunk)

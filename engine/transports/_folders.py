@@ -44,9 +44,8 @@ def appearing(location: FileLocation, size: int, *, replace: bool = False) -> It
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target.parent, prefix)
         require_room(target.parent, size)
-        temporary.mkdir()
         try:
-            with _claimed(temporary):
+            with _created(temporary):
                 yield FileLocation(str(temporary))
                 for folder, _, _ in os.walk(temporary):
                     sync_folder(Path(folder))
@@ -55,6 +54,23 @@ def appearing(location: FileLocation, size: int, *, replace: bool = False) -> It
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         sync_folder(target.parent)
+
+
+@contextmanager
+def _created(folder: Path) -> Iterator[None]:
+    """A new folder, locked as long as the block lasts. A lock ends with its process, so one that is free marks what a killed one left."""
+    while True:
+        folder.mkdir()
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with suppress(OSError):  # a filesystem without locks: nobody can take this for abandoned
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if folder.exists():
+                yield
+                return
+            # between creation and lock somebody took it for abandoned
+        finally:
+            os.close(handle)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, TypeAdapter, ValidationError
 
 from prefect_diffah.engine.access import DEFAULT_ACCESS, Access
-from prefect_diffah.engine.compression import MAGIC_LENGTH, compression_of, inflated
+from prefect_diffah.engine.compression import MAGIC_LENGTH, bounded, compression_of, inflated
 from prefect_diffah.engine.errors import InvalidArchive, InvalidDocument, InvalidOptions, NotFound, Unsupported
 from prefect_diffah.engine.model import Model
 from prefect_diffah.engine.oci import MAX_CONFIG, MAX_MANIFEST, Descriptor, Digest, ImageConfig, Manifest, Reference, mediatypes, parse_document
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["DockerArchiveReader", "DockerArchiveWriter"]
 
 MANIFEST = "manifest.json"
-MAX_RATIO = 1100
-"""Bytes that a byte of a compressed layer may become; gzip reaches 1032."""
-FREE_RATIO = 1024 * 1024 * 1024
-"""Bytes up to which a layer may inflate whatever its ratio."""
 
 
 class DockerArchiveReader(layout.Opened):
@@ -249,12 +245,7 @@ class _SavedImages(layout.Opened):
         stored = self._files.size(layer) or 0
         if self._compression(layer) is None:
             return stored
-        size, most = 0, max(FREE_RATIO, MAX_RATIO * stored)
-        for chunk in self._uncompressed(layer):
-            size += len(chunk)
-            if size > most:
-                raise InvalidArchive(f"the layer {layer} of {self._where} inflates without end", path=self._where, member=layer)
-        return size
+        return sum(map(len, bounded(self._uncompressed(layer), stored, f"layer {layer} of {self._where}")))
 
     def _compression(self, layer: str) -> Compression | None:
         chunks = self._files.chunks(layer)

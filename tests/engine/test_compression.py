@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefect_diffah.engine import compression
 from prefect_diffah.engine.compression import MAGIC_LENGTH, Compression, compression_of, inflated
 from prefect_diffah.engine.errors import InvalidArchive, Unsupported
 from prefect_diffah.engine.storage import CHUNK
@@ -109,3 +110,14 @@ def test_faults_of_the_source_pass_through() -> None:
 
     with pytest.raises(OSError, match="Input/output"):
         list(inflated(broken(), "gzip"))  # type: ignore[arg-type]
+
+
+def test_a_stream_that_inflates_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "FREE_SIZE", 100_000)
+    passed: list[int] = []
+    endless = bz2.compress(bytes(10_000_000))
+    with pytest.raises(InvalidArchive, match="inflates without end"):
+        passed.extend(map(len, compression.bounded(inflated([endless], "bzip2"), len(endless), "layer")))
+    assert sum(passed) <= 100_000
+    honest = gzip.compress(bytes(10_000_000))
+    assert sum(map(len, compression.bounded(inflated([honest], "gzip"), len(honest), "layer"))) == 10_000_000

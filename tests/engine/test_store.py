@@ -393,3 +393,18 @@ def test_a_store_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(AccessDenied):
         Store(str(tmp_path / "store")).put(described(b"abc"), [b"abc"])
+
+
+def test_prune_removes_the_records_of_blobs_that_went(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    kept, gone = (Descriptor(media_type="x", digest=Digest.of(data), size=len(data)) for data in (b"kept", b"gone!"))
+    store.put(gone, [b"gone!"])
+    os.utime(store._blob(gone.digest).path, (0, 0))
+    store.put(kept, [b"kept"])
+    for key, blob in (("step/1", kept), ("step/2", gone)):
+        store.put_record(key, {"a": 1}, [blob])
+    assert store.prune(kept.size, dry_run=True).removed == 1
+    assert len(list((tmp_path / "store" / "records").rglob("*.json"))) == 2
+    assert store.prune(kept.size).removed == 1
+    assert store.get_record("step/1") == {"a": 1}
+    assert [path.stem for path in (tmp_path / "store" / "records").rglob("*.json")] == ["1"]

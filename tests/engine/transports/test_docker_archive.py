@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
+from prefect_diffah.engine import compression
 from prefect_diffah.engine.errors import DigestMismatch, InvalidArchive, InvalidDocument, InvalidOptions, NotFound, SizeMismatch, Unsupported
 from prefect_diffah.engine.oci import Digest, Manifest, Reference, parse_document
 from prefect_diffah.engine.testing.images import GeneratedImage, image_of, random_image, random_layer
-from prefect_diffah.engine.transports import ImageReader, Written, docker_archive, open_reader, open_writer
+from prefect_diffah.engine.transports import ImageReader, Written, open_reader, open_writer
 
 Write = Callable[..., Written]
 Opened = Callable[[str], ImageReader]
@@ -149,7 +150,7 @@ class TestSynthesized:
                 list(chunks)
 
     def test_a_layer_that_inflates_without_end(self, tmp_path: Path, image: GeneratedImage, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(docker_archive, "FREE_RATIO", 1_000_000)
+        monkeypatch.setattr(compression, "FREE_SIZE", 1_000_000)
         saved = Saved().add(image, "app:v1", compress=lambda content: bz2.compress(bytes(10_000_000)))
         with opened(saved.write(tmp_path / "a.tar")) as reader, pytest.raises(InvalidArchive, match="without end"):
             reader.root()
