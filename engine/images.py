@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import TYPE_CHECKING
 
 from prefect_diffah.engine.access import DEFAULT_ACCESS, Access
-from prefect_diffah.engine.errors import InvalidDocument, InvalidOptions, InvalidReference, PlatformError
+from prefect_diffah.engine.errors import InvalidDocument, InvalidOptions, InvalidReference, PlatformError, Unsupported
 from prefect_diffah.engine.model import Model
 from prefect_diffah.engine.oci import MAX_CONFIG, MAX_MANIFEST, Descriptor, Digest, ImageConfig, Index, Manifest, Platform, Reference, parse_document
 from prefect_diffah.engine.storage import FileLocation
 from prefect_diffah.engine.transports import ImageReader, open_reader
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from prefect_diffah.engine.store import Store
 
 __all__ = ["ImageName", "ImageTree", "Place", "TreeManifest", "fetch_manifest", "read_manifest_file"]
@@ -97,7 +100,7 @@ def fetch_manifest(place: Place, store: Store, platform: Platform | None = None,
         PlatformError: an index and no ``platform``, or none that suits.
         InvalidDocument, DigestMismatch …: what is there is not an image.
     """
-    with place.open() as reader:
+    with place.open() as reader, _named(place):
         descriptor, raw = reader.root()
         document = parse_document(raw, descriptor.media_type)
         if isinstance(document, Index):
@@ -105,7 +108,7 @@ def fetch_manifest(place: Place, store: Store, platform: Platform | None = None,
             raw = reader.document(descriptor)
             document = parse_document(raw, descriptor.media_type)
             if isinstance(document, Index):
-                raise InvalidDocument(f"{place}: an index inside an index", next_action="Name the inner index by its digest.")
+                raise InvalidDocument("an index inside an index", next_action="Name the inner index by its digest.")
         config_raw = _config(reader, store, document)
         store.put_bytes(document.config, config_raw)
         store.put_bytes(descriptor, raw)
@@ -122,11 +125,21 @@ def read_manifest_file(location: FileLocation) -> ImageTree:
         NotFound: no such file.
         InvalidDocument: not an image manifest.
     """
-    raw = location.read(MAX_MANIFEST + 1)
-    document = parse_document(raw)
+    with _named(location):
+        raw = location.read(MAX_MANIFEST + 1)
+        document = parse_document(raw)
     if isinstance(document, Index):
         raise InvalidOptions(f"{location} is an index, not the manifest of one image", next_action="Save the manifest of one platform.")
     return _tree(document, Digest.of(raw), None, ImageName(name="baseline"), ())
+
+
+@contextlib.contextmanager
+def _named(where: Place | FileLocation) -> Iterator[None]:
+    """Say in errors about a document where it was."""
+    try:
+        yield
+    except (InvalidDocument, Unsupported) as error:
+        raise type(error)(f"{where}: {error.message}", next_action=error.next_action, **error.details) from error
 
 
 def _config(reader: ImageReader, store: Store, document: Manifest) -> bytes:

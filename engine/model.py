@@ -28,6 +28,7 @@ class Model(BaseModel):
         validate_by_alias=True,
         serialize_by_alias=True,
         extra="ignore",
+        hide_input_in_errors=True,  # it may be a secret in the wrong place
     )
 
     @model_validator(mode="before")

@@ -56,16 +56,21 @@ class Direct:
         return step(*args, **kwargs)
 
     def map(self, step: Callable[Concatenate[T, P], R], items: Iterable[T], /, *args: P.args, **kwargs: P.kwargs) -> list[R]:
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="step") as pool, cancellable():
-            futures = [pool.submit(contextvars.copy_context().run, partial(step, item, *args, **kwargs)) for item in items]
-            try:
+        pool, interrupted = ThreadPoolExecutor(self.workers, thread_name_prefix="step"), False
+        try:
+            with cancellable():
+                futures = [pool.submit(contextvars.copy_context().run, partial(step, item, *args, **kwargs)) for item in items]
                 for future in as_completed(futures):
                     future.result()
-            except BaseException:
-                for future in futures:
-                    future.cancel()
-                raise
             return [future.result() for future in futures]
+        except Exception:
+            raise
+        except BaseException:
+            # whoever presses Ctrl-C does not wait for a registry's answer
+            interrupted = True
+            raise
+        finally:
+            pool.shutdown(wait=not interrupted, cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def export_delta(job: ExportJob, run: Runner) -> ExportReport:
     are upper bounds.
     """
     dry_run = job.dry_run or _nowhere(job.output)
-    with _store(job.store, scratch=dry_run) as store:
+    with _scratch(job.target.workdir) if dry_run else contextlib.nullcontext(job.store) as store:
         target = run.call(fetch_manifest, job.target, store, job.platform)
         chosen = job.platform or target.platform
         baselines = run.map(fetch_manifest, job.baselines, store, chosen, match=job.platform is not None)
@@ -135,7 +140,7 @@ def import_delta(job: ImportJob, run: Runner) -> ImportReport:
     baselines = list(job.baselines)
     dry_run = job.dry_run or _nowhere(job.output)
     thorough = dry_run or (job.delta.reference.transport != "docker" and FileLocation(job.delta.reference.where, job.delta.access).local is not None)
-    with _store(job.store, scratch=dry_run) as store:
+    with _scratch(job.delta.workdir) if dry_run else contextlib.nullcontext(job.store) as store:
         delta = run.call(read_delta, job.delta, store, thorough=thorough)
         summary = DeltaSummary.of(delta.sidecar)
         unwritten = Written(location=_shown(job.output), status="unchanged", root=summary.target, bytes_written=0)
@@ -157,8 +162,8 @@ def verify_delta(delta: Place, baselines: list[Place]) -> VerifyReport:
         InvalidArchive, DigestMismatch, …: it is damaged.
         BaselineIncomplete: baselines were given, and lack blobs.
     """
-    with tempfile.TemporaryDirectory(prefix="prefect-diffah-") as scratch:
-        read = read_delta(delta, Store(scratch), thorough=True)
+    with _scratch(delta.workdir) as store:
+        read = read_delta(delta, store, thorough=True)
     if baselines:
         verify_baseline(read, baselines)
     return VerifyReport(
@@ -191,13 +196,10 @@ def _report(written: Written, summary: DeltaSummary, plan: ImportPlan) -> Import
 
 
 @contextlib.contextmanager
-def _store(store: Store, *, scratch: bool) -> Iterator[Store]:
-    """``store``, or for a dry run one that is gone afterwards (on this machine; a shared store stays shared)."""
-    if scratch and store.root.local is not None:
-        with tempfile.TemporaryDirectory(prefix="prefect-diffah-") as folder:
-            yield Store(folder)
-    else:
-        yield store
+def _scratch(workdir: str | None) -> Iterator[Store]:
+    """A store that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="prefect-diffah-", dir=workdir) as folder:
+        yield Store(folder)
 
 
 def _nowhere(output: Place) -> bool:

@@ -17,7 +17,7 @@ from prefect_diffah.engine.errors import Interrupted
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["Progress", "Transfer", "cancellable", "listening", "transfer"]
+__all__ = ["Progress", "Transfer", "cancellable", "cancelled", "listening", "transfer"]
 
 
 class Transfer(Protocol):
@@ -80,6 +80,11 @@ def cancellable() -> Iterator[None]:
         raise
     finally:
         _cancelled.reset(token)
+
+
+def cancelled() -> threading.Event | None:
+    """What is set when the run of this context is cancelled; None where it cannot be."""
+    return _cancelled.get()
 
 
 def transfer(label: str, total: int, chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -5,8 +5,8 @@ from prefect.artifacts import create_markdown_artifact
 
 from prefect_diffah.engine import pipeline
 from prefect_diffah.engine.delta.report import ExportReport
-from prefect_diffah.engine.requests import ExportRequest
 from prefect_diffah.flows.markdown import export_markdown
+from prefect_diffah.flows.requests import ExportRequest
 from prefect_diffah.tasks.blocks import load_block
 from prefect_diffah.tasks.runner import THREADS, Tasks
 
@@ -20,6 +20,6 @@ def export_delta(request: ExportRequest) -> ExportReport:
     Args:
         request: What to deliver, what the receiver has, and where the delta goes.
     """
-    report = pipeline.export_delta(request.resolve(load_block), Tasks())
+    report = pipeline.export_delta(request.resolve(load_block), Tasks(request.workers))
     create_markdown_artifact(export_markdown(report), key="diffah-export", description=f"Delta of {report.summary.image}")
     return report

@@ -5,8 +5,8 @@ from prefect.artifacts import create_markdown_artifact
 
 from prefect_diffah.engine import pipeline
 from prefect_diffah.engine.delta.report import ImportReport
-from prefect_diffah.engine.requests import ImportRequest
 from prefect_diffah.flows.markdown import import_markdown
+from prefect_diffah.flows.requests import ImportRequest
 from prefect_diffah.tasks.blocks import load_block
 from prefect_diffah.tasks.runner import THREADS, Tasks
 
@@ -20,6 +20,6 @@ def import_delta(request: ImportRequest) -> ImportReport:
     Args:
         request: The delta, the images that are here, and where the rebuilt image goes.
     """
-    report = pipeline.import_delta(request.resolve(load_block), Tasks())
+    report = pipeline.import_delta(request.resolve(load_block), Tasks(request.workers))
     create_markdown_artifact(import_markdown(report), key="diffah-import", description=f"Import of {report.summary.image}")
     return report

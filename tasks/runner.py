@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from prefect import Task
+    from prefect.futures import PrefectFuture
 
 __all__ = ["THREADS", "Tasks"]
 
@@ -22,8 +23,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-THREADS: Any = ThreadPoolTaskRunner(max_workers=8)
-"""The flows' task runner unless told otherwise: Prefect's own default has no bound."""
+THREADS: Any = ThreadPoolTaskRunner(max_workers=64)
+"""The flows' task runner unless told otherwise. How many steps are under way is the request's to say."""
 
 
 class Tasks:
@@ -31,7 +32,13 @@ class Tasks:
 
     A cached result is used only while its record in the store is valid: one
     that names a blob which has been deleted since is made anew.
+
+    Args:
+        workers: mapped steps that are under way at a time.
     """
+
+    def __init__(self, workers: int = 4) -> None:
+        self.workers = workers
 
     def call(self, step: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         task: Callable[P, R] = TASKS[step]
@@ -39,11 +46,17 @@ class Tasks:
 
     def map(self, step: Callable[Concatenate[T, P], R], items: Iterable[T], /, *args: P.args, **kwargs: P.kwargs) -> list[R]:
         task = TASKS[step]
+        waiting = list(enumerate(items))[::-1]
+        running: dict[PrefectFuture[R], int] = {}
+        results: dict[int, R] = {}
         with cancellable():
-            futures = [_fresh(task, step, item, args).submit(item, *args, **kwargs) for item in items]
-            for future in as_completed(futures):
-                future.result()
-            return [future.result() for future in futures]
+            while waiting or running:
+                while waiting and len(running) < self.workers:
+                    place, item = waiting.pop()
+                    running[_fresh(task, step, item, args).submit(item, *args, **kwargs)] = place
+                future = next(as_completed(list(running)))
+                results[running.pop(future)] = future.result()
+        return [results[place] for place in sorted(results)]
 
 
 def _fresh(task: Task[..., Any], step: Callable[..., Any], item: object, args: tuple[Any, ...]) -> Task[..., Any]:

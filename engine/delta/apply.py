@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from prefect_diffah.engine.delta.archive import open_delta, payload_from
+from prefect_diffah.engine.delta.plan import ROLES, Role
 from prefect_diffah.engine.delta.sidecar import Payload, Sidecar, SidecarBlob
 from prefect_diffah.engine.errors import BaselineIncomplete, InvalidArchive, InvalidDocument, Unsupported
 from prefect_diffah.engine.images import ImageName, Place
@@ -98,9 +99,10 @@ def _check_images(sidecar: Sidecar, store: Store) -> None:
             reached.add(node.digest)
             if isinstance(document, Index):
                 continue
-            for role, child in (("config", document.config), *(("layer", layer) for layer in document.layers)):
+            children: list[tuple[Role, Descriptor]] = [("config", document.config), *(("layer", layer) for layer in document.layers)]
+            for role, child in children:
                 said = sidecar.by_digest.get(child.digest)
-                if said is None or said.role != role or said.size != child.size:
+                if said is None or ROLES.index(said.role) > ROLES.index(role) or said.size != child.size:
                     raise InvalidArchive(f"diffah.json does not say of {child.digest} what the manifest {node.digest} says", digest=child.digest)
                 reached.add(child.digest)
             if not document.is_image:

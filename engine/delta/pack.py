@@ -74,9 +74,14 @@ def pack_blobs(blob: PlannedBlob, store: Store, target: Place) -> PackedBlob:
                     urls=list(descriptor.urls),
                 ) from error
             raise
+    return _whole(blob)
+
+
+def _whole(blob: PlannedBlob) -> PackedBlob:
+    """``blob`` travelling as it is."""
     media_type = mediatypes.DELTA_MANIFEST if blob.role == "manifest" else mediatypes.DELTA_BLOB
-    payload = Payload(digest=descriptor.digest, size=descriptor.size, media_type=media_type, encoding="identity")
-    return PackedBlob(digest=descriptor.digest, method=Method(name="identity"), payloads=(payload,))
+    payload = Payload(digest=blob.descriptor.digest, size=blob.descriptor.size, media_type=media_type, encoding="identity")
+    return PackedBlob(digest=blob.descriptor.digest, method=Method(name="identity"), payloads=(payload,))
 
 
 def sidecar_of(plan: DeltaPlan, packed: list[PackedBlob]) -> Sidecar:
@@ -120,25 +125,30 @@ def check_delta_output(plan: DeltaPlan, output: Place, *, force: bool) -> None:
     """Refuse, before anything is fetched, an output that cannot become this delta.
 
     Raises:
-        OutputExists: it holds something else than a delta of these images.
+        OutputExists: it holds something else than a delta of these images, so named, by this tool.
+        AccessDenied: nothing may be written there.
         Unsupported: a transport that cannot hold a delta.
     """
     if output.reference.transport == "docker-archive":
         raise Unsupported("a delta is not an image that docker can load", next_action="Write it to a path, or to oci:, oci-archive: or docker://.")
-    if output.reference.transport != "oci-archive" or force:
+    expected = DeltaArtifact.of(sidecar_of(plan, [_whole(blob) for blob in plan.travelling]).raw)
+    if output.reference.transport != "oci-archive":
+        with open_writer(output.reference, output.access) as writer:
+            writer.check(expected.outgoing(str(plan.images[0].tree.name)), force=force)
         return
     location = FileLocation(output.reference.where, output.access)
-    if location.is_null or not location.exists():
+    if force or location.is_null or not location.exists():
         return
     try:
         with open_delta(output) as delta:
-            held = [(image.target.digest, image.baselines) for image in delta.sidecar.images]
+            held = delta.sidecar
     except SurroundingsError:
         raise
     except DiffahError as error:
         raise OutputExists(f"{location} exists, and is not this delta: {error.message}", path=str(location)) from error
-    if held != [(image.tree.root.digest, image.baselines) for image in plan.images]:
-        raise OutputExists(f"{location} exists, and is a delta of other images", path=str(location))
+    # how blobs travel is known only when they are packed
+    if (held.images, held.tool) != (expected.sidecar.images, expected.sidecar.tool):
+        raise OutputExists(f"{location} exists, and is another delta", path=str(location))
 
 
 def write_archive(plan: DeltaPlan, packed: list[PackedBlob], output: Place, store: Store, options: WriteOptions = DEFAULT_OPTIONS) -> WrittenDelta:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
@@ -12,9 +12,11 @@ from prefect_diffah.engine.model import ByteCount, Model
 from prefect_diffah.engine.oci import Descriptor, Digest
 from prefect_diffah.engine.oci.mediatypes import is_foreign
 
-__all__ = ["BaselineImage", "BaselineLayer", "DeltaPlan", "PlannedBlob", "PlannedImage", "Role", "compute_diff"]
+__all__ = ["ROLES", "BaselineImage", "BaselineLayer", "DeltaPlan", "PlannedBlob", "PlannedImage", "Role", "compute_diff"]
 
 Role = Literal["manifest", "config", "layer", "signature", "other"]
+ROLES: tuple[Role, ...] = get_args(Role)
+"""The strongest first: manifests and configs must be at hand to whoever reads a delta."""
 
 
 class BaselineLayer(Model):
@@ -87,14 +89,17 @@ def compute_diff(targets: list[ImageTree], baselines: list[ImageTree], name: Ima
     # by digest, so that the order in which they were given changes no byte; of two with one digest, the one whose diffIDs are known
     known = {tree.root.digest: tree for tree in sorted(baselines, key=lambda tree: (tree.root.digest, len(tree.manifests[0].diff_ids)))}
     images = tuple(BaselineImage.of(tree) for tree in known.values())
-    present = {layer.digest: layer for image in images for layer in image.layers}
+    present: dict[Digest, BaselineLayer] = {}
+    for layer in (layer for image in images for layer in image.layers):
+        if layer.digest not in present or layer.diff_id is not None:
+            present[layer.digest] = layer
     pool: dict[Digest, PlannedBlob] = {}
     for tree in targets:
         for manifest in tree.manifests:
             _add(pool, PlannedBlob(descriptor=manifest.descriptor, role="manifest", travels=True, reason="manifests always travel"))
             _add(pool, PlannedBlob(descriptor=manifest.config, role="config", travels=True, reason="configs always travel"))
-            for place, layer in enumerate(manifest.layers):
-                _add(pool, _layer(layer, manifest.diff_id(place), present))
+            for place, descriptor in enumerate(manifest.layers):
+                _add(pool, _layer(descriptor, manifest.diff_id(place), present))
     named = tuple(PlannedImage(tree=tree.model_copy(update={"name": name or tree.name}), baselines=images) for tree in targets)
     return DeltaPlan(images=named, blobs=tuple(pool.values()))
 
@@ -112,9 +117,12 @@ def _layer(layer: Descriptor, diff_id: Digest | None, present: dict[Digest, Base
 
 
 def _add(pool: dict[Digest, PlannedBlob], blob: PlannedBlob) -> None:
+    """Put ``blob`` into the pool. One that is there in another role (an artifact's ``{}`` may be config and layer) keeps the stronger."""
     known = pool.setdefault(blob.descriptor.digest, blob)
-    if known.descriptor.size != blob.descriptor.size or known.role != blob.role:
+    if known.descriptor.size != blob.descriptor.size:
         raise InvalidDocument(
-            f"{blob.descriptor.digest} is a {known.role} of {known.descriptor.size} bytes and a {blob.role} of {blob.descriptor.size}",
+            f"two documents disagree about the size of {blob.descriptor.digest}: {known.descriptor.size} and {blob.descriptor.size}",
             digest=blob.descriptor.digest,
         )
+    if ROLES.index(blob.role) < ROLES.index(known.role):
+        pool[blob.descriptor.digest] = blob

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from prefect_diffah.engine.delta.sidecar import Sidecar, SidecarBlob
+from prefect_diffah.engine.delta.sidecar import VERSION, Sidecar, SidecarBlob
 from prefect_diffah.engine.model import ByteCount, Model
 from prefect_diffah.engine.oci import Digest
 
@@ -143,7 +143,7 @@ def _summary(image: str, platform: str | None, target: Digest, baselines: tuple[
     required = [row for row in rows if row.travels == "required"]
     total = sum(row.size for row in rows)
     return DeltaSummary(
-        version="v1",
+        version=VERSION,
         image=image,
         platform=platform,
         target=target,

@@ -19,7 +19,7 @@ from prefect_diffah.engine.errors import InvalidReference, Unsupported
 from prefect_diffah.engine.model import Model
 from prefect_diffah.engine.oci.digest import Digest
 
-__all__ = ["FileTransport", "Reference", "Transport"]
+__all__ = ["FileTransport", "Reference", "Transport", "refuse_userinfo"]
 
 Transport = Literal["docker", "docker-archive", "oci-archive", "oci", "dir"]
 FileTransport = Literal["docker-archive", "oci-archive", "oci", "dir"]
@@ -49,6 +49,7 @@ class Reference(Model):
     @classmethod
     def parse(cls, text: str) -> Reference:
         """Raises: InvalidReference, with a hint at what was probably meant; Unsupported for transports of others."""
+        refuse_userinfo(text)
         prefix, colon, rest = text.partition(":")
         if colon and prefix in TRANSPORTS:
             if prefix == "docker":
@@ -66,6 +67,9 @@ class Reference(Model):
             return cls.parse(text)
         if not text:
             raise InvalidReference("an empty path", next_action="Give a path, an fsspec URL, or a reference with a transport.")
+        refuse_userinfo(text)
+        if colon and not text.startswith((".", "/")) and difflib.get_close_matches(prefix, TRANSPORTS, n=1, cutoff=0.7):
+            raise InvalidReference(f"{prefix}: is not a transport", next_action=f"{_hint(text, prefix)} For a file of this name write ./{text}.")
         return cls(transport=transport, where=text)
 
     @classmethod
@@ -127,12 +131,21 @@ class Reference(Model):
             return f"{last}:{self.tag}" if self.tag else last
         if self.tag:
             name = self.tag.rpartition("/")[2]
-            return name if self.transport == "docker-archive" else f"{_component(last)}:{name}"
+            return name if self.transport == "docker-archive" or ":" in name else f"{_component(last)}:{name}"
         return _component(last)
 
     def __str__(self) -> str:
         slashes = "//" if self.transport == "docker" else ""
         return f"{self.transport}:{slashes}{self.where}" + (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
+
+
+def refuse_userinfo(text: str) -> None:
+    """Raises: InvalidReference when a URL carries credentials, which would be stored and shown wherever it goes."""
+    if re.search(r"//[^/@\s]*@", text) and not re.search(r"//[^/@\s]*@sha(256|512):", text):
+        raise InvalidReference(
+            "a reference or URL with credentials in it",
+            next_action="Leave them out, and give them by --creds-env, an authfile, or a block with storage options.",
+        )
 
 
 def _component(file_name: str) -> str:

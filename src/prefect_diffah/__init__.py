@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefect_diffah.engine.delta.report import ExportReport, ImportReport
     from prefect_diffah.engine.errors import DiffahError
-    from prefect_diffah.engine.requests import AccessRequest, ExportRequest, ImportRequest
     from prefect_diffah.flows.export_delta import export_delta
     from prefect_diffah.flows.import_delta import import_delta
+    from prefect_diffah.flows.requests import AccessRequest, ExportRequest, ImportRequest
     from prefect_diffah.tasks.blocks import DeltaStore, RegistryCredentials
 
 __all__ = [
@@ -32,13 +32,13 @@ __all__ = [
 __version__ = _version("prefect-diffah")
 
 _HOMES = {
-    "AccessRequest": "engine.requests",
+    "AccessRequest": "flows.requests",
     "DeltaStore": "tasks.blocks",
     "DiffahError": "engine.errors",
     "ExportReport": "engine.delta.report",
-    "ExportRequest": "engine.requests",
+    "ExportRequest": "flows.requests",
     "ImportReport": "engine.delta.report",
-    "ImportRequest": "engine.requests",
+    "ImportRequest": "flows.requests",
     "RegistryCredentials": "tasks.blocks",
     "export_delta": "flows.export_delta",
     "import_delta": "flows.import_delta",

@@ -140,7 +140,7 @@ def test_passwords_come_from_standard_input_and_stay_out_of_requests(run, pair, 
     import io
 
     from prefect_diffah.engine import pipeline
-    from prefect_diffah.engine.requests import ExportRequest
+    from prefect_diffah.flows.requests import ExportRequest
 
     seen: list[ExportRequest] = []
     resolve = ExportRequest.resolve

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-pytest.register_assert_rewrite(f"{__package__}.journeys", f"{__package__}.running")
-
 from .services import images, objects, prefect_api, referrers, registries
 from .services.authority import make_authority, make_signer
 from .services.tokens import token_server
@@ -26,6 +24,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .services.authority import Authority, Signer
+
+# helpers of tests that are imported later fail as tests do, saying what was compared
+pytest.register_assert_rewrite(f"{__package__}.journeys", f"{__package__}.running")
 
 DISTRIBUTIONS = {"distribution-2.8": "docker-registry", "distribution-3": "registry"}
 """Debian's package, and what upstream builds."""

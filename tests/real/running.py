@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_diffah.engine import pipeline
 from prefect_diffah.engine.oci import Digest
-from prefect_diffah.engine.requests import AccessRequest, ExportRequest, ImportRequest, VerifyRequest
+from prefect_diffah.flows.requests import AccessRequest, ExportRequest, ImportRequest, VerifyRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -16,7 +16,7 @@ from prefect_diffah.engine import pipeline
 from prefect_diffah.engine.errors import BaselineIncomplete
 from prefect_diffah.engine.images import Place
 from prefect_diffah.engine.oci import Digest, Reference
-from prefect_diffah.engine.requests import AccessRequest
+from prefect_diffah.flows.requests import AccessRequest
 
 from .running import PLAIN, digest_of, export, files_in, import_, layers_of, manifest_of, run, verify
 

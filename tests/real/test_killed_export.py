@@ -68,7 +68,7 @@ def test_killed_and_run_again(number: int, setting_out: Callable[[Path], Journey
     assert_survives_a_kill(setting_out(tmp_path), undisturbed, number)
 
 
-@pytest.mark.parametrize(("number", "where"), [(signal.SIGINT, "inside blobs/"), (signal.SIGTERM, "app.tar at MiB")], ids=["packing", "writing"])
+@pytest.mark.parametrize(("number", "where"), [(signal.SIGINT, "inside blobs/"), (signal.SIGTERM, "app.tar at MiB 9")], ids=["packing", "writing"])
 def test_interrupted_and_run_again(
     number: signal.Signals, where: str, setting_out: Callable[[Path], Journey], undisturbed: Undisturbed, tmp_path: Path
 ) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
+import threading
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+GRACE = 8.0
+"""Seconds between an interruption and the end of the process; supervisors kill after ten."""
 VERBS = {
     "export": "export_image",
     "import": "import_image",
@@ -63,12 +67,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     4 the content; 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    signal.signal(signal.SIGTERM, _terminated)
+    before = {number: signal.signal(number, _interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         sys.exit(_run(arguments))
     except DiffahError as error:
         show_error(error, _verb(arguments), as_json="--json" in arguments)
         sys.exit(error.exit_code)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(arguments: list[str]) -> int:
@@ -92,5 +99,9 @@ def _verb(arguments: list[str]) -> str:
     return next((argument for argument in arguments if argument in VERBS), "")
 
 
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
+    """Interrupt, and end the process in a while even if threads of it still wait for a registry: they leave nothing that the next run does not clean."""
+    timer = threading.Timer(GRACE, os._exit, (Interrupted.exit_code,))
+    timer.daemon = True
+    timer.start()
     raise KeyboardInterrupt

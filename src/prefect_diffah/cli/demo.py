@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prefect_diffah.cli import export_image, import_image
-from prefect_diffah.cli.options import log_level, output_options
+from prefect_diffah.cli.options import output_options
 from prefect_diffah.cli.result import show
 from prefect_diffah.cli.running import run_flow
 from prefect_diffah.engine.delta.report import ExportReport, ImportReport
 from prefect_diffah.engine.errors import InternalError, OutputExists
 from prefect_diffah.engine.model import Model
-from prefect_diffah.engine.requests import ExportRequest, ImportRequest
 from prefect_diffah.engine.testing.images import GeneratedImage, image_of, layer_of, write_layout
+from prefect_diffah.flows.requests import ExportRequest, ImportRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +30,7 @@ __all__ = ["command"]
 
 BASE = ("json", "email", "http", "logging", "unittest", "xml", "asyncio", "encodings")
 """Packages of the standard library that make the base layer, which stays."""
-LIBRARY = ("argparse.py", "dataclasses.py", "functools.py", "inspect.py", "pathlib.py", "typing.py")
+LIBRARY = ("argparse.py", "dataclasses.py", "functools.py", "inspect.py", "shutil.py", "typing.py")
 """Modules that make the middle layer, which stays too."""
 
 
@@ -38,7 +38,6 @@ class DemoReport(Model):
     """What the demo did."""
 
     folder: str
-    digest_kept: bool
     exported: ExportReport
     imported: ImportReport
 
@@ -48,13 +47,12 @@ class DemoReport(Model):
 @output_options
 def command(**options: Any) -> None:
     """Export and import an image made of this machine's files; no network, no server needed."""
-    level = log_level(options["log_level"], quiet=options["quiet"])
     folder = _folder(options["folder"])
     _own_prefect(folder)
     images = {"v1": _image("1"), "v2": _image("2")}
     layout = write_layout(folder / "images", images)
     target, baseline, archive = f"oci:{layout}:v2", f"oci:{layout}:v1", folder / "app_v1_to_v2.tar"
-    run: dict[str, Any] = {"workers": 4, "level": level, "quiet": options["quiet"]}
+    run: dict[str, Any] = {"level": options["log_level"], "quiet": options["quiet"]}
     store = str(folder / "store")
     export = ExportRequest(target=target, baselines=(baseline,), output=str(archive), store=store, name="app:v2")
     exported: ExportReport = run_flow("export_delta", export, **run)
@@ -62,7 +60,7 @@ def command(**options: Any) -> None:
     imported: ImportReport = run_flow("import_delta", import_, **run)
     if imported.digest != images["v2"].root.digest:
         raise InternalError(f"the rebuilt image has the digest {imported.digest}, the target {images['v2'].root.digest}")
-    report = DemoReport(folder=str(folder), digest_kept=True, exported=exported, imported=imported)
+    report = DemoReport(folder=str(folder), exported=exported, imported=imported)
     lines = [
         *export_image.lines(exported),
         "",
@@ -85,7 +83,8 @@ def _folder(given: str | None) -> Path:
 
 
 def _own_prefect(folder: Path) -> None:
-    """An embedded server of the demo's own, which reports to nobody."""
+    """An embedded server of the demo's own, which reports to nobody. Prefect also reads settings from files in the working folder."""
+    os.chdir(folder)
     for name in [name for name in os.environ if name.startswith("PREFECT_") and name != "PREFECT_LOGGING_LEVEL"]:
         del os.environ[name]
     os.environ |= {

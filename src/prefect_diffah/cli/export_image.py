@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from prefect_diffah.cli.options import access_of, access_options, configure_logging, log_level, output_options, request_of, run_options, store_options
+from prefect_diffah.cli.options import access_options, output_options, run_options, store_options, writing_request
 from prefect_diffah.cli.result import show
-from prefect_diffah.cli.running import run_direct, run_flow
+from prefect_diffah.cli.running import run
 from prefect_diffah.engine import pipeline
 from prefect_diffah.engine.delta.report import ExportReport
-from prefect_diffah.engine.requests import ExportRequest
+from prefect_diffah.flows.requests import ExportRequest
 
 __all__ = ["command"]
 
@@ -35,17 +35,10 @@ def command(**options: Any) -> None:
     prefect-diffah export --target docker://registry.example.com/app:v2 \\
       --baseline docker://registry.example.com/app:v1 --output app_v1_to_v2.tar
     """
-    quiet, as_json = options["quiet"], options["as_json"]
-    same = ("target", "baselines", "baseline_manifests", "output", "output_format", "platform", "patch")
-    run = ("dry_run", "force", "name", "workers", "workdir", "store", "store_block")
-    access = {f"{place}_access": access_of(place, options) for place in ("target", "baseline", "output")}
-    request = request_of(ExportRequest, **{name: options[name] for name in same + run}, **access)
-    if options["direct"]:
-        configure_logging(options["log_level"], quiet=quiet)
-        report = run_direct(lambda: pipeline.export_delta(request.resolve(), pipeline.Direct(request.workers)), quiet=quiet)
-    else:
-        report = run_flow("export_delta", request, workers=request.workers, level=log_level(options["log_level"], quiet=quiet), quiet=quiet)
-    show("export", report, lines(report), as_json=as_json)
+    names = ("target", "baselines", "baseline_manifests", "output", "output_format", "platform", "patch")
+    request = writing_request(ExportRequest, options, names, ("target", "baseline", "output"))
+    report = run("export_delta", request, lambda: pipeline.export_delta(request.resolve(), pipeline.Direct(request.workers)), options)
+    show("export", report, lines(report), as_json=options["as_json"])
 
 
 def lines(report: ExportReport) -> list[str]:

@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from prefect_diffah.cli.options import access_of, access_options, configure_logging, log_level, output_options, request_of, run_options, store_options
+from prefect_diffah.cli.options import access_options, output_options, run_options, store_options, writing_request
 from prefect_diffah.cli.result import show
-from prefect_diffah.cli.running import run_direct, run_flow
+from prefect_diffah.cli.running import run
 from prefect_diffah.engine import pipeline
 from prefect_diffah.engine.delta.report import ImportReport
-from prefect_diffah.engine.requests import ImportRequest
+from prefect_diffah.flows.requests import ImportRequest
 
 __all__ = ["command"]
 
@@ -32,17 +32,10 @@ def command(**options: Any) -> None:
     prefect-diffah import --delta app_v1_to_v2.tar \\
       --baseline docker://registry.internal/app:v1 --output docker://registry.internal/app:v2
     """
-    quiet, as_json = options["quiet"], options["as_json"]
-    same = ("delta", "baselines", "output", "output_format")
-    run = ("dry_run", "force", "name", "workers", "workdir", "store", "store_block")
-    access = {f"{place}_access": access_of(place, options) for place in ("delta", "baseline", "output")}
-    request = request_of(ImportRequest, **{name: options[name] for name in same + run}, **access)
-    if options["direct"]:
-        configure_logging(options["log_level"], quiet=quiet)
-        report = run_direct(lambda: pipeline.import_delta(request.resolve(), pipeline.Direct(request.workers)), quiet=quiet)
-    else:
-        report = run_flow("import_delta", request, workers=request.workers, level=log_level(options["log_level"], quiet=quiet), quiet=quiet)
-    show("import", report, lines(report), as_json=as_json)
+    names = ("delta", "baselines", "output", "output_format")
+    request = writing_request(ImportRequest, options, names, ("delta", "baseline", "output"))
+    report = run("import_delta", request, lambda: pipeline.import_delta(request.resolve(), pipeline.Direct(request.workers)), options)
+    show("import", report, lines(report), as_json=options["as_json"])
 
 
 def lines(report: ImportReport) -> list[str]:

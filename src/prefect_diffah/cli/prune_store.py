@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from prefect_diffah.cli.options import configure_logging, output_options, store_options
+from prefect_diffah.cli.options import configure_logging, output_options, request_of, store_options
 from prefect_diffah.cli.result import show
 from prefect_diffah.engine.delta.report import human
 from prefect_diffah.engine.errors import InvalidOptions
-from prefect_diffah.engine.store import Store, default_store
+from prefect_diffah.flows.requests import StoreRequest
 
 __all__ = ["command"]
 
@@ -36,15 +36,13 @@ def command(**options: Any) -> None:
     Nothing is lost that a run cannot make again. Runs under way may have to.
     """
     configure_logging(options["log_level"], quiet=options["quiet"])
+    request = request_of(StoreRequest, store=options["store"], store_block=options["store_block"])
     if options["store_block"]:
         from prefect_diffah.tasks.blocks import load_block
 
-        block = load_block("delta-store", options["store_block"])
-        from prefect_diffah.engine.access import Access
-
-        store = Store(block["url"], Access(storage_options=block["storage_options"]))
+        store = request.open_store(load_block)
     else:
-        store = Store(options["store"] or default_store())
+        store = request.open_store(None)
     pruned = store.prune(_size(options["max_size"]), dry_run=options["dry_run"])
     verb = "would remove" if options["dry_run"] else "removed"
     lines = [

@@ -11,7 +11,7 @@ from prefect_diffah.cli.result import show
 from prefect_diffah.cli.running import run_direct
 from prefect_diffah.engine import pipeline
 from prefect_diffah.engine.delta.report import VerifyReport
-from prefect_diffah.engine.requests import VerifyRequest
+from prefect_diffah.flows.requests import VerifyRequest
 
 __all__ = ["command"]
 
@@ -21,12 +21,13 @@ __all__ = ["command"]
 @click.option("--baseline", "baselines", multiple=True, metavar="REF", help="An image that should have what the delta requires; may be repeated.")
 @click.option("--workdir", metavar="DIR", help="Folder for temporary files.")
 @output_options
-@access_options("delta", "baseline")
+@access_options("delta", "baseline", blocks=False)
 def command(**options: Any) -> None:
     """Check every byte of a delta, and that the baselines have what it requires."""
     configure_logging(options["log_level"], quiet=options["quiet"])
-    access = {f"{place}_access": access_of(place, options) for place in ("delta", "baseline")}
-    request = request_of(VerifyRequest, **{name: options[name] for name in ("delta", "baselines", "workdir")}, **access)
+    delta, baseline = access_of(options, "delta", "baseline")
+    names = ("delta", "baselines", "workdir")
+    request = request_of(VerifyRequest, **{name: options[name] for name in names}, delta_access=delta, baseline_access=baseline)
     report = run_direct(lambda: pipeline.verify_delta(*request.places()), quiet=options["quiet"])
     show("verify", report, lines(report), as_json=options["as_json"])
 

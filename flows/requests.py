@@ -1,7 +1,8 @@
 """What a person asks for, as a form or a command line has it: text, no secrets.
 
 A request is checked when it is made and resolved into a job where it runs:
-there credentials are looked up and places get their transports.
+there credentials are looked up and places get their transports. Nothing here
+imports Prefect; blocks are loaded by who passes a loader.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from prefect_diffah.engine.errors import DiffahError, InvalidOptions, NotFound, 
 from prefect_diffah.engine.images import ImageName, Place
 from prefect_diffah.engine.model import Model
 from prefect_diffah.engine.oci import FileTransport, Platform, Reference
+from prefect_diffah.engine.oci.reference import refuse_userinfo
 from prefect_diffah.engine.pipeline import ExportJob, ImportJob
 from prefect_diffah.engine.storage import FileLocation
 from prefect_diffah.engine.store import Store, default_store
 from prefect_diffah.engine.transports import WriteOptions
 
-__all__ = ["AccessRequest", "BlockLoader", "ExportRequest", "ImportRequest", "VerifyRequest"]
+__all__ = ["AccessRequest", "BlockLoader", "ExportRequest", "ImportRequest", "StoreRequest", "VerifyRequest", "keep_credentials"]
 
 BlockLoader = Callable[[str, str], Any]
 """``(kind, name)`` → the block: ``registry-credentials`` or ``delta-store``."""
@@ -46,9 +48,18 @@ def _platform(text: str) -> Platform:
 
 
 ImageText = Annotated[str, _checked(Reference.parse)]
+UrlText = Annotated[str, _checked(refuse_userinfo)]
 DeltaText = Annotated[str, _checked(lambda text: Reference.of_file(text, "oci-archive"))]
 PlatformText = Annotated[str, _checked(_platform)]
 NameText = Annotated[str, _checked(ImageName.parse)]
+
+
+_kept_credentials: dict[str, str] = {}
+
+
+def keep_credentials(name: str, value: str) -> None:
+    """Make ``USERNAME:PASSWORD`` known in this process under ``name``, as an environment variable would, but to nobody else."""
+    _kept_credentials[name] = value
 
 
 class AccessRequest(Model):
@@ -63,7 +74,7 @@ class AccessRequest(Model):
     authfile: str | None = Field(None, title="Authfile", description="Path of an auth.json, instead of the default ones.")
     cert_dir: str | None = Field(None, title="Certificates", description="Folder with *.crt authorities and *.cert and *.key pairs.")
     tls_verify: bool | None = Field(None, title="Verify TLS", description="False accepts any certificate, and plain HTTP.")
-    store: str | None = Field(None, title="Store block", description="Name of a DeltaStore block whose storage options open this place.")
+    store_block: str | None = Field(None, title="Store block", description="Name of a DeltaStore block whose storage options open this place.")
 
     @model_validator(mode="after")
     def _one_way(self) -> AccessRequest:
@@ -81,16 +92,17 @@ class AccessRequest(Model):
         """
         fields: dict[str, Any] = {"anonymous": self.no_creds, "authfile": self.authfile, "cert_dir": self.cert_dir, "tls_verify": self.tls_verify}
         if self.creds_env:
-            user, colon, password = os.environ.get(self.creds_env, "").partition(":")
+            user, colon, password = _kept_credentials.get(self.creds_env, os.environ.get(self.creds_env, "")).partition(":")
             if not colon:
                 raise InvalidOptions(f"the environment variable {self.creds_env} does not hold USERNAME:PASSWORD")
             fields |= {"username": user, "password": SecretStr(password)}
         if self.registry_token_file:
             fields["registry_token"] = SecretStr(FileLocation(self.registry_token_file).read(64 * 1024).decode(errors="replace").strip())
         if self.credentials:
-            fields |= {key: value for key, value in _block(blocks, "registry-credentials", self.credentials).items() if value is not None}
-        if self.store:
-            fields["storage_options"] = _block(blocks, "delta-store", self.store)["storage_options"]
+            block = _block(blocks, "registry-credentials", self.credentials)
+            fields |= {key: value for key, value in block.items() if fields.get(key) is None}
+        if self.store_block:
+            fields["storage_options"] = _block(blocks, "delta-store", self.store_block)["storage_options"]
         for path in (self.authfile, self.cert_dir):
             if path and not os.path.exists(path):
                 raise NotFound(f"{path} does not exist", path=path)
@@ -103,33 +115,54 @@ def _block(blocks: BlockLoader | None, kind: str, name: str) -> dict[str, Any]:
     return dict(blocks(kind, name))
 
 
-class _Request(Model):
-    store: str | None = Field(
-        None, title="Store", description="Path or fsspec URL of the store for blobs and records; by default the user's cache.", examples=["s3://builds/store"]
-    )
-    store_block: str | None = Field(None, title="Store block", description="Name of a DeltaStore block, instead of a path or URL.")
+class _Located(Model):
     workdir: str | None = Field(None, title="Work folder", description="Folder for temporary files; by default the system's.")
-    workers: int = Field(4, ge=1, le=64, strict=True, title="Workers", description="Blobs moved at a time.")
-
-    def open_store(self, blocks: BlockLoader | None) -> Store:
-        """The store that this request names."""
-        if self.store and self.store_block:
-            raise InvalidOptions("store and store_block exclude each other")
-        if self.store_block:
-            block = _block(blocks, "delta-store", self.store_block)
-            return Store(block["url"], Access(storage_options=block["storage_options"]))
-        return Store(self.store or default_store())
 
     def _place(self, text: str, access: AccessRequest, blocks: BlockLoader | None, transport: FileTransport | None = None) -> Place:
         reference = Reference.of_file(text, transport) if transport else Reference.parse(text)
         return Place(reference=reference, access=access.resolve(blocks), workdir=self.workdir)
 
 
+class StoreRequest(_Located):
+    """Where state is kept."""
+
+    store: UrlText | None = Field(
+        None, title="Store", description="Path or fsspec URL of the store for blobs and records; by default the user's cache.", examples=["s3://builds/store"]
+    )
+    store_block: str | None = Field(None, title="Store block", description="Name of a DeltaStore block, instead of a path or URL.")
+
+    @model_validator(mode="after")
+    def _one_store(self) -> StoreRequest:
+        if self.store and self.store_block:
+            raise ValueError("store and store_block exclude each other; give one of them")
+        return self
+
+    def open_store(self, blocks: BlockLoader | None) -> Store:
+        """The store that this request names."""
+        if self.store_block:
+            block = _block(blocks, "delta-store", self.store_block)
+            return Store(block["url"], Access(storage_options=block["storage_options"]))
+        return Store(self.store or default_store())
+
+
+class _Request(StoreRequest):
+    workers: int = Field(4, ge=1, le=64, strict=True, title="Workers", description="Blobs moved at a time.")
+    output: DeltaText
+    output_format: FileTransport | None = None
+
+    @model_validator(mode="after")
+    def _one_format(self) -> _Request:
+        transport = Reference.of_file(self.output, self.output_format or "oci").transport
+        if self.output_format and transport != self.output_format:
+            raise ValueError(f"the output {self.output} is {transport}, the output format {self.output_format}; give one of the two, or make them agree")
+        return self
+
+
 class _WritingRequest(_Request):
     name: NameText | None = Field(
         None, title="Name", description="What the image is called where it arrives; by default the target's last path component and tag.", examples=["app:v2"]
     )
-    output_access: AccessRequest = Field(AccessRequest(), title="Output access")
+    output_access: AccessRequest = Field(AccessRequest(), title="Output access", description="How the output is reached.")
     dry_run: bool = Field(False, title="Dry run", description="Check everything and report, write nothing.")
     force: bool = Field(False, title="Force", description="Replace an output that holds something else.")
 
@@ -165,8 +198,8 @@ class ExportRequest(_WritingRequest):
         None, title="Platform", description="os/architecture[/variant]; needed where the target is an index.", examples=["linux/amd64"]
     )
     patch: Literal["off"] = Field("off", title="Patch", description="How changed layers travel: off = whole.")
-    target_access: AccessRequest = Field(AccessRequest(), title="Target access")
-    baseline_access: AccessRequest = Field(AccessRequest(), title="Baseline access")
+    target_access: AccessRequest = Field(AccessRequest(), title="Target access", description="How the target is reached.")
+    baseline_access: AccessRequest = Field(AccessRequest(), title="Baseline access", description="How the baseline is reached.")
 
     def resolve(self, blocks: BlockLoader | None = None) -> ExportJob:
         """The job; raises what resolving its parts raises."""
@@ -174,7 +207,7 @@ class ExportRequest(_WritingRequest):
             target=self._place(self.target, self.target_access, blocks),
             baselines=tuple(self._place(text, self.baseline_access, blocks) for text in self.baselines),
             baseline_manifests=tuple(FileLocation(path, self.baseline_access.resolve(blocks)) for path in self.baseline_manifests),
-            output=self._place(self.output, self.output_access, blocks, _format(self.output, self.output_format, "oci-archive")),
+            output=self._place(self.output, self.output_access, blocks, self.output_format or "oci-archive"),
             store=self.open_store(blocks),
             platform=_platform(self.platform) if self.platform else None,
             name=self._image_name(),
@@ -200,15 +233,15 @@ class ImportRequest(_WritingRequest):
         title="Output", description="Where the image goes: path, fsspec URL, or reference.", examples=["app_v2.tar", "docker://registry.internal/app:v2"]
     )
     output_format: FileTransport | None = Field(None, title="Output format", description="What a plain path holds; by default docker-archive.")
-    delta_access: AccessRequest = Field(AccessRequest(), title="Delta access")
-    baseline_access: AccessRequest = Field(AccessRequest(), title="Baseline access")
+    delta_access: AccessRequest = Field(AccessRequest(), title="Delta access", description="How the delta is reached.")
+    baseline_access: AccessRequest = Field(AccessRequest(), title="Baseline access", description="How the baseline is reached.")
 
     def resolve(self, blocks: BlockLoader | None = None) -> ImportJob:
         """The job; raises what resolving its parts raises."""
         return ImportJob(
             delta=self._place(self.delta, self.delta_access, blocks, "oci-archive"),
             baselines=tuple(self._place(text, self.baseline_access, blocks) for text in self.baselines),
-            output=self._place(self.output, self.output_access, blocks, _format(self.output, self.output_format, "docker-archive")),
+            output=self._place(self.output, self.output_access, blocks, self.output_format or "docker-archive"),
             store=self.open_store(blocks),
             name=self._image_name(),
             dry_run=self.dry_run,
@@ -216,7 +249,7 @@ class ImportRequest(_WritingRequest):
         )
 
 
-class VerifyRequest(_Request):
+class VerifyRequest(_Located):
     """Check a delta, and whether the baselines have what it requires."""
 
     delta: DeltaText
@@ -228,16 +261,6 @@ class VerifyRequest(_Request):
         """The delta's place and the baselines'."""
         baselines = [self._place(text, self.baseline_access, None) for text in self.baselines]
         return self._place(self.delta, self.delta_access, None, "oci-archive"), baselines
-
-
-def _format(output: str, chosen: FileTransport | None, default: FileTransport) -> FileTransport:
-    """The transport of a plain path; one in the text itself must agree with what was chosen."""
-    reference = Reference.of_file(output, chosen or default)
-    if chosen and reference.transport != chosen:
-        raise InvalidOptions(
-            f"the output {output} is {reference.transport}, the output format {chosen}", next_action="Give one of the two, or make them agree."
-        )
-    return chosen or default
 
 
 def _source_date() -> int:

@@ -10,7 +10,7 @@ from pydantic import SecretStr, ValidationError
 
 from prefect_diffah.engine.errors import DiffahError, InvalidOptions, NotFound
 from prefect_diffah.engine.oci import Platform
-from prefect_diffah.engine.requests import AccessRequest, ExportRequest, ImportRequest, VerifyRequest
+from prefect_diffah.flows.requests import AccessRequest, ExportRequest, ImportRequest, VerifyRequest
 
 EXPORT: dict[str, Any] = {"target": "docker://example.com/app:v2", "baselines": ["docker://example.com/app:v1"], "output": "delta.tar"}
 IMPORT: dict[str, Any] = {"delta": "delta.tar", "baselines": ["docker://example.com/app:v1"], "output": "out.tar"}
