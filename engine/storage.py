@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from prefect_diffah.engine.access import DEFAULT_ACCESS, Access
-from prefect_diffah.engine.errors import AccessDenied, DiffahError, InvalidOptions, NoSpace, NotFound, StorageError
+from prefect_diffah.engine.errors import AccessDenied, DiffahError, InvalidOptions, NoSpace, NotFound, StorageError, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,14 +65,16 @@ class FileLocation:
         from fsspec.core import url_to_fs
 
         try:
-            if "://" in self.url:
-                fs, path = url_to_fs(self.url, use_listings_cache=False, **self.access.options)
-            else:
-                fs, path = url_to_fs(os.path.abspath(self.url))
+            with self.translated("open"):
+                if "://" in self.url:
+                    fs, path = url_to_fs(self.url, use_listings_cache=False, **self.access.options)
+                else:
+                    fs, path = url_to_fs(os.path.abspath(self.url))
         except (ValueError, ImportError) as error:
-            raise InvalidOptions(
-                f"cannot open {self.url}: {error}", next_action="Check the URL; the filesystem it names may need a package of its own."
-            ) from error
+            action = "Check the URL; its filesystem may need a package of its own (s3: pip install 'prefect-diffah[s3]')."
+            raise InvalidOptions(f"cannot open {self.url}: {error}", next_action=action) from error
+        if not path.strip("/"):
+            raise InvalidOptions(f"{self.url} names no file", next_action="Give a whole path.")
         return fs, path
 
     @property
@@ -203,23 +205,37 @@ class FileLocation:
             yield
         except DiffahError:
             raise
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise NotFound(f"cannot {verb} {self}: no such file or folder", path=str(self)) from error
+        except FileNotFoundError as error:
+            if type(error.__cause__).__module__.startswith("aiohttp"):
+                # fsspec says of a server that does not answer that the file is not there
+                raise StorageError(f"cannot {verb} {self}: {error.__cause__}", path=str(self)) from error
+            raise NotFound(f"cannot {verb} {self}: no such file or folder", next_action="Check the path.", path=str(self)) from error
         except IsADirectoryError as error:
             raise InvalidOptions(f"cannot {verb} {self}: it is a folder", path=str(self)) from error
+        except (NotADirectoryError, FileExistsError) as error:
+            if verb != "write":
+                raise NotFound(f"cannot {verb} {self}: no such file or folder", next_action="Check the path.", path=str(self)) from error
+            raise InvalidOptions(f"cannot {verb} {self}: a part of its path is a file", path=str(self)) from error
         except PermissionError as error:
-            raise AccessDenied(
-                f"cannot {verb} {self}: permission denied", next_action="Check the permissions, or the store's credentials.", path=str(self)
-            ) from error
+            raise self._denied(verb, "permission denied") from error
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise NoSpace(f"cannot {verb} {self}: {error.strerror}", path=str(self)) from error
+            if error.errno == errno.ENAMETOOLONG:
+                raise InvalidOptions(f"cannot {verb} {self}: the name is too long", path=str(self)) from error
             raise StorageError(f"cannot {verb} {self}: {error}", path=str(self)) from error
+        except NotImplementedError as error:
+            raise Unsupported(f"cannot {verb} {self}: {self.url.partition('://')[0]} cannot do that", next_action="Choose another place.") from error
         except Exception as error:
             # object stores raise their client's own classes
+            if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"):
+                raise self._denied(verb, str(error)) from error
             if type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp", "gcsfs", "azure", "asyncio"):
                 raise StorageError(f"cannot {verb} {self}: {error}", path=str(self)) from error
             raise
+
+    def _denied(self, verb: str, why: str) -> AccessDenied:
+        return AccessDenied(f"cannot {verb} {self}: {why}", next_action="Check the permissions, or the store's credentials.", path=str(self))
 
 
 def chunks_of(file: IO[bytes], size: int | None = None) -> Iterator[bytes]:

@@ -116,7 +116,13 @@ class Store:
                 next run makes it anew.
         """
         location = self._blob(descriptor.digest)
-        with location.translated("read"), location.open() as file:
+        try:
+            opened = location.open()
+        except NotFound as error:
+            raise NotFound(
+                f"the store {self.url} has no blob {descriptor.digest}", next_action="Run it again: what is missing is made anew.", digest=descriptor.digest
+            ) from error
+        with location.translated("read"), opened as file:
             yield self._sound(location, file, descriptor)
 
     def _sound(self, location: FileLocation, file: IO[bytes], descriptor: Descriptor) -> Iterator[bytes]:

@@ -100,15 +100,23 @@ class TarIndex:
             return cls(location, workdir, links=links)
         key = (*mark, links)
         with _recent_lock:
-            index = _recent.get(key)
-        if index is None:
-            index = cls(location, workdir, links=links)
-            index._shared = True
-        with _recent_lock:
-            index = _recent.setdefault(key, index)
-            _recent.move_to_end(key)
-            while len(_recent) > RECENT:
-                _recent.popitem(last=False)
+            building = _building.setdefault(key, Lock())
+        with building:
+            with _recent_lock:
+                index = _recent.get(key)
+            if index is None:
+                index = cls(location, workdir, links=links)
+                index._shared = True
+            with _recent_lock:
+                _building.pop(key, None)
+                _recent[key] = index
+                _recent.move_to_end(key)
+                if index._spool is not None:
+                    # decompressed copies take room on disk: one is kept
+                    for other in [other for other, kept in _recent.items() if kept._spool is not None and kept is not index]:
+                        del _recent[other]
+                while len(_recent) > RECENT:
+                    _recent.popitem(last=False)
         return index
 
     members: Mapping[str, Extent]
@@ -214,6 +222,7 @@ class TarIndex:
 
 
 _recent: OrderedDict[tuple[object, ...], TarIndex] = OrderedDict()
+_building: dict[tuple[object, ...], Lock] = {}
 _recent_lock = Lock()
 
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, SecretStr, model_validator
 
 from prefect_diffah.engine.access import Access
 from prefect_diffah.engine.errors import DiffahError, InvalidOptions, NotFound, PlatformError
@@ -65,6 +65,8 @@ def keep_credentials(name: str, value: str) -> None:
 class AccessRequest(Model):
     """How one place is reached. Credentials are named here, never given."""
 
+    model_config = ConfigDict(extra="forbid")
+
     credentials: str | None = Field(None, title="Credentials block", description="Name of a RegistryCredentials block.", examples=["production-registry"])
     creds_env: str | None = Field(
         None, title="Credentials variable", description="Environment variable that holds USERNAME:PASSWORD where the run happens.", examples=["REGISTRY_CREDS"]
@@ -116,6 +118,8 @@ def _block(blocks: BlockLoader | None, kind: str, name: str) -> dict[str, Any]:
 
 
 class _Located(Model):
+    model_config = ConfigDict(extra="forbid")
+
     workdir: str | None = Field(None, title="Work folder", description="Folder for temporary files; by default the system's.")
 
     def _place(self, text: str, access: AccessRequest, blocks: BlockLoader | None, transport: FileTransport | None = None) -> Place:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -234,6 +235,17 @@ def test_an_export_over_something_else(run, pair, delta, tmp_path):
     assert run(*arguments, "--force").code == 0
 
 
+@pytest.mark.parametrize("output", ["delta.tar", "dir:kept"])
+def test_a_dry_export_tells_that_the_output_is_taken(run, pair, delta, output):
+    arguments = ("export", "--direct", "--target", pair.target, "--baseline", pair.baseline, "--output", output)
+    if output.startswith("dir:"):
+        assert run(*arguments).code == 0
+    for changed in (("--name", "other:v9"), ("--baseline", pair.target)):
+        for dry in ((), ("--dry-run",)):
+            assert run(*arguments, *changed, *dry, "--json").json["error"]["code"] == "output-exists"
+    assert run(*arguments, "--name", "app:v2" if output == "delta.tar" else "images:v2", "--dry-run").code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -250,6 +262,12 @@ def test_an_export_over_something_else(run, pair, delta, tmp_path):
         (["import", "--delta", "x.tar", "--output", "app.tar", "--credentials", "block"], "needs Prefect"),
         (["import", "--delta", "x.tar", "--output", "app.tar", "--authfile", "absent.json"], "absent.json"),
         (["imprt"], "import"),
+        (["import", "--delta", "x.tar", "--output", "app.tar", "--password-stdin"], "--username"),
+        (["import", "--delta", "x.tar", "--output", "app.tar", "--username", "joe", "--creds-env", "X", "--password-stdin"], "exclude"),
+        (["import", "--delta", "x.tar", "--output", "docker-archve:app.tar"], "docker-archive:app.tar"),
+        (["import", "--delta", "x.tar", "--output", "app.tar", "--store", "ftp://joe:hunter2@example.com/x"], "credentials"),
+        (["import", "--delta", "x.tar", "--output", "app.tar", "--store", "a", "--store-block", "b"], "exclude"),
+        (["verify", "--delta", "x.tar", "--credentials", "block"], "No such option"),
     ],
 )
 def test_requests_that_make_no_sense(run, tmp_path, arguments, said):
@@ -257,6 +275,7 @@ def test_requests_that_make_no_sense(run, tmp_path, arguments, said):
     assert outcome.code == 2, outcome.err
     assert said in outcome.err
     assert outcome.err.count("error: ") == 1
+    assert "hunter2" not in outcome.err
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(("app", "out"))]
 
 
@@ -359,6 +378,22 @@ def test_no_prefect_server(run, pair, delta, tmp_path):
     assert (ended.returncode, error["code"]) == (3, "server-unreachable")
     assert "--direct" in error["next_action"]
     assert not (tmp_path / "app.tar").exists()
+
+
+def test_interrupted_while_a_registry_says_nothing(pair, tmp_path):
+    """Both baselines are asked at once; neither answers, and nobody waits for that."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        reference = f"docker://127.0.0.1:{silent.getsockname()[1]}/app:v1"
+        script = "import sys; from prefect_diffah.cli import main; main(sys.argv[1:])"
+        arguments = [*EXPORT, "--target", pair.target, "--baseline", reference, "--baseline", reference]
+        process = subprocess.Popen([sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        connection, _ = silent.accept()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        connection.close()
+    assert process.returncode == 130, err
+    assert "error: interrupted" in err
+    assert out == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -213,6 +213,10 @@ class TestDirect:
         with pytest.raises(type(failure)) as caught:
             Direct(3).map(step, range(50))
         assert caught.value is failure
+        if not isinstance(failure, Exception):  # an interruption waits for nobody
+            for thread in threading.enumerate():
+                if thread.name.startswith("step"):
+                    thread.join(10)
         assert len(ended) >= 2
         assert set(ended) == {Interrupted}
         assert sorted(begun[:3]) == [0, 1, 2]

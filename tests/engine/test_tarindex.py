@@ -364,6 +364,20 @@ class TestShared:
         with pytest.raises(InvalidArchive):
             TarIndex.shared(location)
 
+    def test_threads_that_open_one_archive_decompress_it_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        inflations: list[str] = []
+        inflated = tarindex.inflated
+        monkeypatch.setattr(tarindex, "inflated", lambda *args: inflations.append("") or inflated(*args))
+        location = self.put(tmp_path / "a.tar.gz", gzip.compress(tar(*CONTENTS.items())))
+        with ThreadPoolExecutor(8) as pool:
+            indexes = list(pool.map(lambda _: TarIndex.shared(location), range(8)))
+        assert len(inflations) == len(set(map(id, indexes))) == 1
+
+    def test_one_decompressed_copy_is_kept(self, tmp_path: Path) -> None:
+        for number in range(3):
+            TarIndex.shared(self.put(tmp_path / f"{number}.tar.gz", gzip.compress(tar(("file", b"1")))))
+        assert len([index for index in tarindex._recent.values() if index._spool is not None]) == 1
+
     def test_few_are_kept_and_those_in_use_stay_open(self, tmp_path: Path) -> None:
         used = TarIndex.shared(self.put(tmp_path / "used.tar.gz", gzip.compress(tar(("file", b"1")))))
         for number in range(tarindex.RECENT + 1):

@@ -26,6 +26,8 @@ from prefect_diffah.engine.testing.images import GeneratedImage, next_version, r
 from prefect_diffah.engine.testing.registry import InProcessRegistry
 from prefect_diffah.tasks.steps import TASKS
 
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
 
 class Case:
     """A pair of images, a store of its own, and requests about them."""

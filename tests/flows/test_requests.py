@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from prefect_diffah.engine.errors import DiffahError, InvalidOptions, NotFound
+from prefect_diffah.engine.errors import InvalidOptions, NotFound
 from prefect_diffah.engine.oci import Platform
 from prefect_diffah.flows.requests import AccessRequest, ExportRequest, ImportRequest, VerifyRequest
 
@@ -62,15 +62,12 @@ def test_an_import_becomes_a_job() -> None:
     ],
 )
 def test_the_outputs_transport(output: str, chosen: Any, export: str | None, imported: str | None) -> None:
-    for request, expected in (
-        (ExportRequest(**EXPORT | {"output": output}, output_format=chosen), export),
-        (ImportRequest(**IMPORT | {"output": output}, output_format=chosen), imported),
-    ):
+    for kind, fields, expected in ((ExportRequest, EXPORT, export), (ImportRequest, IMPORT, imported)):
         if expected is None:
-            with pytest.raises(InvalidOptions, match="output format"):
-                request.resolve()
+            with pytest.raises(ValidationError, match="output format"):
+                kind(**fields | {"output": output}, output_format=chosen)
         else:
-            assert str(request.resolve().output) == expected
+            assert str(kind(**fields | {"output": output}, output_format=chosen).resolve().output) == expected
 
 
 @pytest.mark.parametrize(
@@ -192,17 +189,22 @@ class TestAccess:
                 return {"url": "memory://store", "storage_options": {"key": "k"}}
             return {"username": "me", "password": SecretStr("hunter2"), "registry_token": None, "cert_dir": None, "tls_verify": False}
 
-        access = AccessRequest(credentials="production", store="bucket", cert_dir="/").resolve(blocks)
+        access = AccessRequest(credentials="production", store_block="bucket", cert_dir="/").resolve(blocks)
         assert asked == [("registry-credentials", "production"), ("delta-store", "bucket")]
         assert (access.username, access.tls_verify, access.cert_dir, access.options) == ("me", False, "/", {"key": "k"})
-        job = ExportRequest(**EXPORT, store_block="bucket", output_access=AccessRequest(store="bucket")).resolve(blocks)
+        job = ExportRequest(**EXPORT, store_block="bucket", output_access=AccessRequest(store_block="bucket")).resolve(blocks)
         assert (job.store.url, job.store.root.access.options, job.output.access.options) == ("memory://store", {"key": "k"}, {"key": "k"})
 
-    @pytest.mark.parametrize("fields", [{"store_block": "x"}, {"target_access": {"credentials": "x"}}, {"output_access": {"store": "x"}}])
+    @pytest.mark.parametrize("fields", [{"store_block": "x"}, {"target_access": {"credentials": "x"}}, {"output_access": {"store_block": "x"}}])
     def test_blocks_need_prefect(self, fields: dict[str, Any]) -> None:
         with pytest.raises(InvalidOptions, match="needs Prefect") as caught:
             ExportRequest(**EXPORT | fields).resolve()
         assert "--direct" in caught.value.next_action
+
+    def test_what_was_given_goes_before_what_a_block_says(self) -> None:
+        block = {"username": "me", "password": SecretStr("hunter2"), "registry_token": None, "cert_dir": "/block", "tls_verify": False}
+        access = AccessRequest(credentials="x", tls_verify=True, cert_dir="/").resolve(lambda kind, name: block)
+        assert (access.username, access.tls_verify, access.cert_dir) == ("me", True, "/")
 
     def test_each_place_has_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("T", "B", "O", "D"):
@@ -214,9 +216,24 @@ class TestAccess:
 
 
 def test_one_way_of_naming_the_store() -> None:
-    with pytest.raises(DiffahError, match="exclude each other"):
-        ExportRequest(**EXPORT, store="/x", store_block="y").resolve(lambda kind, name: {"url": "x", "storage_options": None})
+    with pytest.raises(ValidationError, match="exclude each other"):
+        ExportRequest(**EXPORT, store="/x", store_block="y")
     assert ExportRequest(**EXPORT, store="s3://bucket/x").resolve().store.url == "s3://bucket/x"
+
+
+@pytest.mark.parametrize(
+    "fields", [{"store": "ftp://bob:hunter2@example.com/x"}, {"output": "s3://k:hunter2@bucket/x"}, {"target": "docker://bob:hunter2@example.com/app"}]
+)
+def test_credentials_do_not_belong_in_urls(fields: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="credentials in it") as caught:
+        ExportRequest(**EXPORT | fields)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_fields_that_are_none_are_refused() -> None:
+    for kind, fields in ((ExportRequest, EXPORT), (ImportRequest, IMPORT), (AccessRequest, {})):
+        with pytest.raises(ValidationError, match="plattform"):
+            kind(**fields, plattform="linux/amd64")
 
 
 def test_verifying_names_places() -> None:

@@ -72,10 +72,15 @@ def test_documents_that_disagree_about_a_blob_are_refused() -> None:
         compute_diff([tree(layer(1, 10))], [tree(layer(1, 11))])
     with pytest.raises(InvalidDocument):
         compute_diff([tree(layer(1, 10), layer(1, 11))], [])
-    one = tree(layer(1))
-    layer_as_config = one.manifests[0].model_copy(update={"config": layer(1)})
-    with pytest.raises(InvalidDocument):
-        compute_diff([one.model_copy(update={"manifests": (layer_as_config,)})], [])
+
+
+def test_a_blob_in_two_roles_is_listed_in_the_stronger() -> None:
+    one, other = tree(layer(1)), tree(layer(2))
+    layer_as_config = other.manifests[0].model_copy(update={"config": layer(1)})
+    for manifests in ((one.manifests[0], layer_as_config), (layer_as_config, one.manifests[0])):
+        plan = compute_diff([one.model_copy(update={"manifests": manifests})], [one])
+        (blob,) = (blob for blob in plan.blobs if blob.descriptor.digest == layer(1).digest)
+        assert (blob.role, blob.travels) == ("config", True)
 
 
 def test_a_foreign_layer_says_where_it_comes_from() -> None:
