@@ -17,13 +17,24 @@ from prefect_diffah.engine.access import DEFAULT_ACCESS, Access
 from prefect_diffah.engine.registry.client import Repository
 from prefect_diffah.engine.registry.connection import Connection
 from prefect_diffah.engine.registry.hosts import Endpoint, RegistriesConf
-from prefect_diffah.engine.registry.retry import PATIENCE, Patience
+from prefect_diffah.engine.registry.retry import PATIENCE, EitherEvent, Patience
 from prefect_diffah.engine.registry.uploads import can_push, mount_blob, upload_blob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["PATIENCE", "Patience", "Repository", "can_push", "close_all", "connect_for_reading", "connect_for_writing", "mount_blob", "upload_blob"]
+__all__ = [
+    "PATIENCE",
+    "EitherEvent",
+    "Patience",
+    "Repository",
+    "can_push",
+    "close_all",
+    "connect_for_reading",
+    "connect_for_writing",
+    "mount_blob",
+    "upload_blob",
+]
 
 MIRROR_SECONDS = 10.0
 """How long a mirror is waited for; the registry itself comes after it."""

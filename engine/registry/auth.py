@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 import httpx
 
 from prefect_diffah.engine.access import Access
-from prefect_diffah.engine.errors import AccessDenied, NetworkError, RegistryUnavailable
+from prefect_diffah.engine.errors import AccessDenied, InvalidOptions, NetworkError, RegistryUnavailable
 from prefect_diffah.engine.registry.credentials import Credentials, find_credentials
 from prefect_diffah.engine.registry.faults import expect, read_body, redacted
 
@@ -28,6 +28,8 @@ __all__ = ["Authenticator", "Challenge", "parse_challenges", "pull_scope", "push
 CLIENT_ID = "prefect-diffah"
 DEFAULT_LIFETIME = 60.0
 """Seconds a token is good for if its service does not say (distribution, "Token Response Fields")."""
+LONGEST_LIFETIME = 86_400
+"""Seconds after which a token is asked for anew, whatever its service says."""
 _TOKEN_LIMIT = 1024 * 1024
 _CHALLENGE_LIMIT = 16 * 1024
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -89,10 +91,20 @@ class Authenticator:
         send: how its token service is reached.
         plain: tells whether the registry is one where plain HTTP is accepted.
         clock: seconds, monotonic.
+
+    Raises: InvalidOptions for credentials that cannot be sent.
     """
 
     def __init__(self, registry: str, access: Access, send: Send, plain: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
         self._registry, self._access, self._send, self._plain, self._clock = registry, access, send, plain, clock
+        if access.registry_token is not None and not _is_token(access.registry_token.get_secret_value()):
+            raise InvalidOptions(
+                f"the token for {registry} is not one line of printable ASCII characters",
+                next_action="Give the token alone, without line breaks or anything around it.",
+                registry=registry,
+            )
+        if access.username is not None:
+            self._credentials("")
         self._lock = threading.RLock()
         self._challenges: dict[str, Challenge] = {}
         self._basic: dict[str, str] = {}
@@ -128,7 +140,7 @@ class Authenticator:
                 asked = bearer.parameters.get("scope", "").split()
                 return self._bearer(bearer, repository, scopes + tuple(scope for scope in asked if not _covered(scope, scopes)), remember_as=scopes)
             if basic := offered.get("basic"):
-                credentials = find_credentials(self._registry, repository, self._access)
+                credentials = self._credentials(repository)
                 if credentials is None:
                     return None
                 self._challenges[repository] = basic
@@ -158,12 +170,26 @@ class Authenticator:
                 transient=False,
                 registry=self._registry,
             )
-        credentials = find_credentials(self._registry, repository, self._access)
+        credentials = self._credentials(repository)
         asked_at = self._clock()
         response = self._request(url, service, scopes, credentials)
         expect(response, 200, what=f"token for {self._registry}/{repository}")
         header, lifetime = _parse_token(read_body(response, _TOKEN_LIMIT), redacted(url))
         return _Token(header, asked_at + lifetime - min(10.0, lifetime / 4))
+
+    def _credentials(self, repository: str) -> Credentials | None:
+        found = find_credentials(self._registry, repository, self._access)
+        if found is not None:
+            try:
+                f"{found.username}{found.password}{found.identity_token}".encode()
+            except UnicodeEncodeError:
+                # not as the cause: it quotes what it could not encode
+                raise InvalidOptions(
+                    f"the credentials for {self._registry} hold characters that are not Unicode text",
+                    next_action="Correct them, or log in again.",
+                    registry=self._registry,
+                ) from None
+        return found
 
     def _request(self, url: httpx.URL, service: str, scopes: tuple[str, ...], credentials: Credentials | None) -> httpx.Response:
         if credentials is not None and credentials.identity_token is not None:
@@ -199,7 +225,11 @@ def _parse_token(body: bytes, place: str) -> tuple[str, float]:
         lifetime = data.get("expires_in")
     except (ValueError, AttributeError, RecursionError) as error:
         raise RegistryUnavailable(f"the token service {place} did not answer JSON", transient=False, url=place) from error
-    if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
+    if not isinstance(token, str) or not _is_token(token):
         raise AccessDenied(f"the token service {place} granted no token", url=place)
     usable = isinstance(lifetime, (int, float)) and not isinstance(lifetime, bool) and lifetime > 0
-    return f"Bearer {token}", float(lifetime) if usable else DEFAULT_LIFETIME
+    return f"Bearer {token}", float(min(lifetime, LONGEST_LIFETIME)) if usable else DEFAULT_LIFETIME
+
+
+def _is_token(text: str) -> bool:
+    return text != "" and text.isascii() and text.isprintable()

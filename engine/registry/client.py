@@ -48,18 +48,19 @@ class Repository:
         return self.connection.root.join(f"/v2/{self.name}/{path}")
 
     def send(
-        self, method: str, url: httpx.URL | str, *, headers: dict[str, str] | None = None, body: Body = None, also: tuple[str, ...] = ()
+        self, method: str, url: httpx.URL | str, *, headers: dict[str, str] | None = None, body: Body = None, also: tuple[str, ...] = (), **options: float
     ) -> httpx.Response:
         """One request, tried once; its answer may have any status.
 
         Args:
             url: absolute, or a path in this repository.
             also: scopes to ask for besides this repository's.
+            options: those of ``Connection.send``.
         """
         where = self.url(url) if isinstance(url, str) else url
-        return self.connection.send(method, where, repository=self.name, scopes=self._scopes + also, headers=headers, body=body)
+        return self.connection.send(method, where, repository=self.name, scopes=self._scopes + also, headers=headers, body=body, **options)
 
-    def _asked(self, method: str, path: str, *statuses: int, what: str, headers: dict[str, str] | None = None) -> httpx.Response:
+    def _asked(self, method: str, path: str, *statuses: int, what: str, headers: dict[str, str] | None = None, budget: Budget | None = None) -> httpx.Response:
         """A request without a body in its answer that matters, retried; the answer is closed."""
 
         def attempt() -> httpx.Response:
@@ -67,23 +68,28 @@ class Repository:
             finish(response)
             return response
 
-        return self.patience.start().run(attempt)
+        return (budget or self.patience.start()).run(attempt)
 
-    def has_blob(self, digest: Digest) -> bool:
-        """Whether the blob is there (spec: "Checking if content exists in the registry")."""
-        return self._asked("HEAD", f"blobs/{digest}", 200, 404, what=f"blob {digest} in {self}").status_code == 200
+    def has_blob(self, digest: Digest, *, budget: Budget | None = None) -> bool:
+        """Whether the blob is there (spec: "Checking if content exists in the registry").
+
+        Args:
+            budget: of something that this question is a part of.
+        """
+        return self._asked("HEAD", f"blobs/{digest}", 200, 404, what=f"blob {digest} in {self}", budget=budget).status_code == 200
 
     @contextlib.contextmanager
-    def blob(self, digest: Digest, size: int) -> Iterator[Iterator[bytes]]:
+    def blob(self, digest: Digest, size: int, start: int = 0) -> Iterator[Iterator[bytes]]:
         """The blob's bytes, unverified. A read that breaks is resumed where it broke.
 
         Args:
             size: bytes that are expected; only an end before them is suspicious.
+            start: bytes at the beginning that are not wanted.
 
         Raises:
             NotFound: at once, when the block is entered.
         """
-        read = _BlobRead(self, digest, size)
+        read = _BlobRead(self, digest, size, start)
         try:
             read.open()
             chunks = read.chunks()
@@ -135,8 +141,10 @@ class Repository:
             return Digest.of(self.manifest(reference)[0])
         return None
 
-    def put_manifest(self, reference: str | Digest, raw: bytes, media_type: str) -> None:
+    def put_manifest(self, reference: str | Digest, raw: bytes, media_type: str) -> Digest | None:
         """Store a manifest whose children are there already.
+
+        Returns: the digest that the registry says it has there.
 
         Raises:
             DigestMismatch: the registry stored something else.
@@ -152,6 +160,7 @@ class Repository:
         told = told_digest(self.patience.start().run(attempt).headers)
         if told is not None and not told.matches(raw):
             raise DigestMismatch(f"{what} was stored as {told}", digest=Digest.of(raw, told.algorithm), actual=told)
+        return told
 
 
 def told_digest(headers: httpx.Headers) -> Digest | None:
@@ -165,12 +174,12 @@ def told_digest(headers: httpx.Headers) -> Digest | None:
 class _BlobRead:
     """One read of one blob, over as many requests as it takes."""
 
-    def __init__(self, repository: Repository, digest: Digest, size: int) -> None:
+    def __init__(self, repository: Repository, digest: Digest, size: int, start: int) -> None:
         self._repository, self._digest, self._size = repository, digest, size
         self._what = f"blob {digest} in {repository}"
         self._budget: Budget = repository.patience.start()
         self._response: httpx.Response | None = None
-        self._seen = 0
+        self._seen = start
         self._skip = 0
         self._ranges = True
 
@@ -200,8 +209,7 @@ class _BlobRead:
         mark = self._seen
         while True:
             try:
-                with self._budget.moving():
-                    yield from self._pass_on()
+                yield from self._budget.moving(self._pass_on())
                 return
             except NetworkError as error:
                 if self._seen - mark >= _GETTING_ON:

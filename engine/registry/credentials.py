@@ -91,7 +91,7 @@ def _from_file(path: Path, registry: str, repository: str) -> Credentials | None
         entries = {_normalized(key): value for key, value in auths.items()} | {key: value for key, value in auths.items() if "://" not in key}
     except (ValueError, AttributeError, RecursionError) as error:
         raise InvalidOptions(f"{path} is not an auth.json: {type(error).__name__}", path=str(path)) from error
-    if helper is not None:
+    if helper:
         return _from_helper(str(helper), registry)
     key = f"{registry}/{repository}"
     while key:

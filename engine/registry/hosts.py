@@ -10,7 +10,7 @@ import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, ValidationError
 
@@ -68,6 +68,8 @@ class _File(Model):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     registry: tuple[_Registry, ...] = ()
+    registries: dict[str, dict[str, Any]] = {}
+    """Version 1, which newer tools do not read any more."""
 
 
 class RegistriesConf:
@@ -83,7 +85,14 @@ class RegistriesConf:
     def __init__(self, files: list[Path]) -> None:
         entries: dict[str, _Registry] = {}
         for path in files:
-            for entry in _read(path).registry:
+            file = _read(path)
+            if old := [name for name in ("insecure", "block") if file.registries.get(name, {}).get("registries")]:
+                raise InvalidOptions(
+                    f"{path} has the tables {', '.join(f'registries.{name}' for name in old)} of version 1, which are not understood",
+                    next_action="Write [[registry]] tables instead, as containers-registries.conf(5) describes.",
+                    path=str(path),
+                )
+            for entry in file.registry:
                 if not entry.matching:
                     raise InvalidOptions(f"{path} has a registry without prefix and location", path=str(path))
                 entries[entry.matching] = entry

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from threading import Event
@@ -13,9 +13,10 @@ from typing import TypeVar
 
 from prefect_diffah.engine.errors import Interrupted, NetworkError, RegistryUnavailable
 
-__all__ = ["PATIENCE", "Budget", "Patience", "retry_after"]
+__all__ = ["PATIENCE", "Budget", "EitherEvent", "Patience", "retry_after"]
 
 _T = TypeVar("_T")
+_POLL = 0.1
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Patience:
     first: float = 0.5
     most: float = 15.0
     clock: Callable[[], float] = time.monotonic
-    wait: Callable[[Event, float], object] = Event.wait
+    wait: Callable[[Event, float], object] = lambda event, seconds: event.wait(seconds)
     cancelled: Event = field(default_factory=Event)
 
     def start(self) -> Budget:
@@ -44,6 +45,24 @@ class Patience:
 
 
 PATIENCE = Patience()
+
+
+class EitherEvent(Event):
+    """An event that counts as set also when ``other`` is."""
+
+    def __init__(self, other: Event) -> None:
+        super().__init__()
+        self._other = other
+
+    def is_set(self) -> bool:
+        return super().is_set() or self._other.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        # nothing waits for two events at once
+        while not self.is_set() and (left := end - time.monotonic()) > 0:
+            super().wait(min(left, _POLL))
+        return self.is_set()
 
 
 class Budget:
@@ -58,19 +77,32 @@ class Budget:
         self._began = self._patience.clock()
         self._pauses = 0
 
-    @contextlib.contextmanager
-    def moving(self) -> Iterator[None]:
-        """Time in which a body moves does not count: a slow line or a slow consumer is no failure."""
-        began = self._patience.clock()
-        try:
-            yield
-        finally:
-            # not the time before a renewal in between, which is forgotten already
-            self._began += self._patience.clock() - max(began, self._began)
+    def moving(self, body: Iterable[bytes]) -> Iterator[bytes]:
+        """``body`` unchanged; the time it takes does not count while it moves: a slow line or a slow consumer is no failure.
+
+        Waiting for a piece that never comes, or is never taken, does count.
+        """
+        since = self._patience.clock()
+        for piece in body:
+            since = self._lend(since)
+            yield piece
+            since = self._lend(since)
+
+    def _lend(self, since: float) -> float:
+        now = self._patience.clock()
+        # not the time before a renewal in between, which is forgotten already
+        self._began += now - max(since, self._began)
+        return now
+
+    def check(self) -> None:
+        """Raises: Interrupted if nobody waits for the answer any more."""
+        if self._patience.cancelled.is_set():
+            raise Interrupted("given up: the run was cancelled, or another transfer failed")
 
     def run(self, attempt: Callable[[], _T]) -> _T:
         """``attempt()``, repeated while it fails transiently and patience lasts."""
         while True:
+            self.check()
             try:
                 return attempt()
             except (NetworkError, RegistryUnavailable) as error:
@@ -89,6 +121,7 @@ class Budget:
         """
         if not error.transient:
             raise error
+        self.check()
         patience = self._patience
         delay = min(patience.most, patience.first * 2**self._pauses) * random.uniform(0.5, 1.0)
         delay = max(delay, error.details.get("retry_after") or 0.0)
@@ -96,8 +129,7 @@ class Budget:
             raise error
         self._pauses += 1
         patience.wait(patience.cancelled, delay)
-        if patience.cancelled.is_set():
-            raise Interrupted("given up, because another transfer failed") from error
+        self.check()
 
 
 def retry_after(value: str | None, now: float | None = None) -> float | None:

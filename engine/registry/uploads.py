@@ -24,6 +24,8 @@ __all__ = ["CHUNK_SIZE", "Source", "can_push", "mount_blob", "upload_blob"]
 CHUNK_SIZE = 64 * 1024 * 1024
 """Bytes of one request at most. What a broken connection can cost, and below the
 100 MB that the commonest proxies let pass; small enough images need one request a blob."""
+COMMIT_SECONDS = 300.0
+"""How long the end of an upload is waited for: a registry on an object store copies the whole blob then."""
 
 Source = Callable[[], AbstractContextManager[Iterator[bytes]]]
 """Opens a blob's bytes from the start, as often as an upload must begin again."""
@@ -57,7 +59,10 @@ def can_push(repository: Repository) -> None:
 
 def mount_blob(repository: Repository, digest: Digest, origin: str) -> bool:
     """Whether the registry could take the blob from its repository ``origin`` (spec: "Mounting a blob from another repository")."""
-    session = _begin_or_mount(repository, digest, origin)
+    try:
+        session = _begin_or_mount(repository, digest, origin)
+    except RequestError:
+        return False
     if session is not None:
         _cancel(repository, session)
     return session is None
@@ -78,7 +83,13 @@ def upload_blob(repository: Repository, digest: Digest, size: int, source: Sourc
         AccessDenied, NotFound, RequestError: the registry refuses.
         RegistryUnavailable, NetworkError: patience is exhausted.
     """
-    session = _begin(repository) if mount_from is None else _begin_or_mount(repository, digest, mount_from)
+    try:
+        session = _begin(repository) if mount_from is None else _begin_or_mount(repository, digest, mount_from)
+    except RequestError:
+        if mount_from is None:
+            raise
+        # no right to read there, or no mounting here: it may still be uploaded
+        session = _begin(repository)
     if session is None:
         return 0
     upload = _Upload(repository, digest, size, source, session, chunk_size)
@@ -108,12 +119,7 @@ def _begin(repository: Repository, query: str = "", also: tuple[str, ...] = (), 
 
 
 def _begin_or_mount(repository: Repository, digest: Digest, origin: str) -> _Session | None:
-    query = urlencode({"mount": digest, "from": origin})
-    try:
-        return _begin(repository, f"?{query}", (pull_scope(origin),))
-    except RequestError:
-        # no right to read there, or no mounting here: it may still be uploaded
-        return _begin(repository)
+    return _begin(repository, f"?{urlencode({'mount': digest, 'from': origin})}", (pull_scope(origin),))
 
 
 def _location(repository: Repository, response: httpx.Response) -> httpx.URL | None:
@@ -123,8 +129,15 @@ def _location(repository: Repository, response: httpx.Response) -> httpx.URL | N
 
 def _cancel(repository: Repository, session: _Session) -> None:
     # a session that stays is the registry's to clean up
-    with contextlib.suppress(DiffahError):
-        finish(repository.send("DELETE", session.location))
+    with contextlib.suppress(DiffahError, Reauthorized):
+        response = repository.send("DELETE", session.location)
+        finish(response)
+        if response.status_code == 416:
+            # distribution wants the address that tells how much it got, which a broken request did not learn
+            status = repository.send("GET", session.location)
+            finish(status)
+            if (location := _location(repository, status)) is not None:
+                finish(repository.send("DELETE", location))
 
 
 def _cautious(chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -145,15 +158,16 @@ class _Upload:
         self.what = f"upload of blob {digest} to {repository}"
         self.chunked = size > chunk_size
         self.chunk_size = chunk_size
-        self.offset = 0
+        self.offset = self.highest = 0
         self.budget = repository.patience.start()
         self.reauthorized_at: int | None = None
 
     def run(self) -> None:
         done = False
         while not done:
+            self.budget.check()
             try:
-                with _opened(self.source) as chunks, self.budget.moving():
+                with _opened(self.source) as chunks:
                     self._send(chunks)
                 return
             except Reauthorized:
@@ -166,7 +180,7 @@ class _Upload:
                 done = self._recover(error)
 
     def _send(self, chunks: Iterator[bytes]) -> None:
-        parts = _Parts(chunks, self.what)
+        parts = _Parts(chunks, self.what, self.budget)
         if not self.chunked:
             self._commit(parts, self.size)
             return
@@ -189,13 +203,17 @@ class _Upload:
         if _reached(response) not in (reached, None):
             raise RegistryUnavailable(f"{self.what}: the registry kept only a part of what was sent", range=response.headers["range"])
         self.offset = reached
-        self.budget.renew()
+        if reached > self.highest:
+            # an upload that begins again and again does not get on
+            self.highest = reached
+            self.budget.renew()
 
     def _commit(self, parts: _Parts, size: int) -> None:
         location = str(self.session.location)
         url = httpx.URL(f"{location}{'&' if '?' in location else '?'}digest={quote(self.digest, safe='')}")
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
-        finish(expect(self.repository.send("PUT", url, headers=headers, body=parts.next(size) if size else b""), 201, 204, what=self.what))
+        body = parts.next(size) if size else b""
+        finish(expect(self.repository.send("PUT", url, headers=headers, body=body, answer_seconds=COMMIT_SECONDS), 201, 204, what=self.what))
 
     def _recover(self, error: DiffahError) -> bool:
         """Find out where to go on after ``error``; whether the blob is there after all.
@@ -211,7 +229,8 @@ class _Upload:
             raise error
         else:
             self.budget.pause(RegistryUnavailable(error.message, **error.details))
-        if self.repository.has_blob(self.digest):
+        if self.repository.has_blob(self.digest, budget=self.budget):
+            _cancel(self.repository, self.session)
             return True
         if not (self.chunked and self._ask_where()):
             _cancel(self.repository, self.session)
@@ -266,8 +285,8 @@ def _opened(source: Source) -> Iterator[Iterator[bytes]]:
 class _Parts:
     """A stream cut into parts of known sizes."""
 
-    def __init__(self, chunks: Iterator[bytes], what: str) -> None:
-        self._chunks, self._what = chunks, what
+    def __init__(self, chunks: Iterator[bytes], what: str, budget: Budget) -> None:
+        self._chunks, self._what, self._budget = chunks, what, budget
         self._rest = b""
 
     def skip(self, size: int) -> None:
@@ -287,4 +306,4 @@ class _Parts:
                 left -= len(piece)
                 yield piece
 
-        return part
+        return lambda: self._budget.moving(part())

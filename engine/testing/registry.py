@@ -60,7 +60,8 @@ class InProcessRegistry:
         anonymous: what clients without credentials may do at the token
             service: "" nothing, "pull", or "pull,push".
         grants: what the user may do.
-        token_uses: requests a token is good for; None for ever.
+        token_uses: requests a token is good for; None for ever. For requests one
+            after the other: parallel ones take each other's uses.
         expires_in: seconds of life that tokens are said to have.
         realm: the address of the token service, if not its own.
         tls: the server's TLS settings.

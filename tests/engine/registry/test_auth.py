@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from prefect_diffah.engine.access import Access
-from prefect_diffah.engine.errors import AccessDenied, NetworkError, NotFound, RegistryUnavailable
+from prefect_diffah.engine.errors import AccessDenied, InvalidOptions, NetworkError, NotFound, RegistryUnavailable
 from prefect_diffah.engine.registry import connect_for_reading, connect_for_writing
 from prefect_diffah.engine.registry.auth import Authenticator, Challenge, parse_challenges
 from prefect_diffah.engine.testing.faults import FakeTime, Fault
@@ -86,6 +87,39 @@ def test_a_token_lives_a_minute_unless_told_otherwise(time: FakeTime) -> None:
     assert auth.header("app", PULL) == "Bearer token1"
     time.now = 51
     assert auth.header("app", PULL) == "Bearer token2"
+
+
+@pytest.mark.parametrize("lifetime", [math.inf, 10**400])
+def test_no_token_lives_for_ever(time: FakeTime, lifetime: float) -> None:
+    auth = Authenticator("r.test", NOBODY, TokenService(expires_in=lifetime), lambda: False, lambda: time.now)
+    auth.answer(refusal(), "app", PULL, None)
+    time.now = 86_000
+    assert auth.header("app", PULL) == "Bearer token1"
+    time.now = 86_401
+    assert auth.header("app", PULL) == "Bearer token2"
+
+
+@pytest.mark.parametrize(
+    "access",
+    [
+        Access(registry_token=SecretStr("SECRETé")),
+        Access(registry_token=SecretStr("SECRET\n")),
+        Access(username="user", password=SecretStr("SECRET\ud800")),
+        Access(username="SECRET\ud800"),
+    ],
+)
+def test_credentials_that_cannot_be_sent_are_refused_and_not_repeated(access: Access) -> None:
+    with pytest.raises(InvalidOptions, match=r"r\.test") as caught:
+        Authenticator("r.test", access, TokenService(), lambda: False)
+    assert "SECRET" not in json.dumps(caught.value.as_json())
+
+
+def test_a_file_may_hold_such_credentials_too(tmp_path: Any) -> None:
+    (tmp_path / "auth.json").write_text(json.dumps({"auths": {"r.test": {"identitytoken": "SECRET\ud800"}}}))
+    auth = Authenticator("r.test", Access(authfile=str(tmp_path / "auth.json")), TokenService(), lambda: False)
+    with pytest.raises(InvalidOptions, match=r"r\.test") as caught:
+        auth.answer(refusal(), "app", PULL, None)
+    assert "SECRET" not in json.dumps(caught.value.as_json())
 
 
 def test_a_refused_token_is_replaced_and_tokens_are_apart_by_scope(time: FakeTime) -> None:

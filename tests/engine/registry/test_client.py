@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from prefect_diffah.engine.access import Access
 from prefect_diffah.engine.errors import AccessDenied, DigestMismatch, NetworkError, NotFound, RegistryUnavailable, RequestError, SizeMismatch
 from prefect_diffah.engine.oci import MAX_MANIFEST, Digest, verified
 from prefect_diffah.engine.registry import Repository, close_all, connect_for_reading
-from prefect_diffah.engine.registry.faults import redacted
+from prefect_diffah.engine.registry.faults import redacted, translated
 from prefect_diffah.engine.testing.faults import FakeTime, Fault
 from prefect_diffah.engine.testing.images import random_image
 from prefect_diffah.engine.testing.registry import InProcessRegistry
@@ -147,6 +148,12 @@ def test_a_slow_consumer_does_not_cost_patience(registry: InProcessRegistry, tim
         assert first + b"".join(chunks) == BLOB
 
 
+@pytest.mark.parametrize("start", [1, 299_999, 300_000])
+def test_a_read_may_begin_later(registry: InProcessRegistry, time: FakeTime, start: int) -> None:
+    with open_repository(registry, time).blob(DIGEST, len(BLOB), start) as chunks:
+        assert b"".join(chunks) == BLOB[start:]
+
+
 def test_a_blob_left_half_read_does_not_block_others(registry: InProcessRegistry, time: FakeTime) -> None:
     repository = open_repository(registry, time)
     with repository.blob(DIGEST, len(BLOB)) as chunks:
@@ -212,11 +219,15 @@ def test_https_does_not_lead_to_http(time: FakeTime, certificates: Any) -> None:
         assert storage.requests == []
 
 
-@pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/x", "https://", "http://[", "http://a:b/"])
+@pytest.mark.parametrize(
+    "location", ["file:///etc/passwd", "ftp://127.0.0.1/x", "https://", "http://[", "http://a:b/", "http://a..b/", f"http://{'a' * 64}.test/"]
+)
 def test_only_web_addresses_are_followed(registry: InProcessRegistry, time: FakeTime, location: str) -> None:
     registry.faults.append(Fault(path="/blobs/", status=307, headers={"Location": location}, times=None))
-    with pytest.raises(NetworkError):
+    with pytest.raises(NetworkError) as caught:
         read(open_repository(registry, time))
+    assert not caught.value.transient
+    assert time.pauses == []
 
 
 def test_circles_end(registry: InProcessRegistry, time: FakeTime) -> None:
@@ -273,6 +284,14 @@ def test_what_does_not_pass_is_asked_once(registry: InProcessRegistry, time: Fak
     assert len([path for _, path, _ in registry.requests if "/blobs/" in path]) == 1
 
 
+def test_a_5xx_that_blames_the_request_is_a_refusal(registry: InProcessRegistry, time: FakeTime) -> None:
+    body = {"errors": [{"code": "UNKNOWN", "message": "unknown error"}, {"code": "MANIFEST_BLOB_UNKNOWN", "message": "blob unknown to registry"}]}
+    registry.faults.append(Fault(method="PUT", status=500, body=json.dumps(body).encode(), times=None))
+    with pytest.raises(RequestError, match="MANIFEST_BLOB_UNKNOWN"):
+        open_repository(registry, time).put_manifest("v1", b"{}", "application/json")
+    assert time.pauses == []
+
+
 def test_a_server_that_is_not_there(time: FakeTime) -> None:
     for access in (PLAIN, Access()):
         with pytest.raises(NetworkError) as caught:
@@ -285,10 +304,24 @@ def test_a_host_that_does_not_exist_is_not_waited_for(time: FakeTime, monkeypatc
         raise socket.gaierror(socket.EAI_NONAME, "unknown")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with pytest.raises(NetworkError, match="no such host") as caught:
-        connect_for_reading("nowhere.invalid/app", patience=time.patience())[0].manifest("v1")
-    assert not caught.value.transient
+    for access in (PLAIN, Access()):
+        with pytest.raises(NetworkError, match="no such host") as caught:
+            connect_for_reading("nowhere.invalid/app", access, patience=time.patience())[0].manifest("v1")
+        assert not caught.value.transient
     assert time.pauses == []
+
+
+def test_a_host_that_is_no_name(time: FakeTime) -> None:
+    for access in (PLAIN, Access()):
+        with pytest.raises(NetworkError, match="not a name"):
+            connect_for_reading(f"{'a' * 64}.test/app", access, patience=time.patience())[0].manifest("v1")
+    assert time.pauses == []
+
+
+def test_a_request_that_cannot_be_sent_is_not_quoted() -> None:
+    with pytest.raises(NetworkError) as caught, translated("https://r.test/"):
+        raise httpx.LocalProtocolError("Illegal header value b'Bearer SECRET'")
+    assert "SECRET" not in json.dumps(caught.value.as_json())
 
 
 def test_the_registrys_words_are_repeated_capped_and_printable(registry: InProcessRegistry, time: FakeTime) -> None:

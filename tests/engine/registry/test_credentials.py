@@ -140,10 +140,15 @@ def test_a_helper_that_fails_is_named_and_its_words_are_not_repeated(tmp_path: P
     assert "SECRET" not in json.dumps(caught.value.as_json())
 
 
-@pytest.mark.parametrize("name", ["missing", "../../bin/sh", "a b", ""])
+@pytest.mark.parametrize("name", ["missing", "../../bin/sh", "a b"])
 def test_only_installed_helpers_are_run(tmp_path: Path, name: str) -> None:
     with pytest.raises(AccessDenied, match="not installed"):
         user_for("r.test/app", Access(authfile=str(write(tmp_path / "auth.json", {"credHelpers": {"r.test": name}}))))
+
+
+def test_a_helper_without_a_name_means_the_file(tmp_path: Path) -> None:
+    document = {"credHelpers": {"r.test": ""}, "auths": {"r.test": entry("file")}}
+    assert user_for("r.test/app", Access(authfile=str(write(tmp_path / "auth.json", document)))) == "file"
 
 
 def test_the_store_serves_where_no_entry_does(tmp_path: Path, helper: Any) -> None:

@@ -146,12 +146,19 @@ def test_a_file_that_is_asked_for_must_exist(monkeypatch: pytest.MonkeyPatch) ->
         "[[registry]]\ninsecure = true",
         '[[registry]]\nlocation = "r.test"\nblocked = 7',
         '[[registry]]\nlocation = "r.test"\n[[registry.mirror]]\npull-from-mirror = "x"',
+        '[registries.search]\nregistries = ["docker.io"]\n[registries.insecure]\nregistries = ["r.test"]',
+        '[registries.block]\nregistries = ["r.test"]',
     ],
 )
 def test_broken_files_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "broken.conf").write_text(text)
     with pytest.raises(InvalidOptions, match=r"broken\.conf"):
         RegistriesConf([tmp_path / "broken.conf"])
+
+
+def test_version_1_may_say_where_to_search(tmp_path: Path) -> None:
+    (tmp_path / "r.conf").write_text('[registries.search]\nregistries = ["docker.io"]\n[registries.insecure]\nregistries = []\n')
+    assert RegistriesConf([tmp_path / "r.conf"]).for_reading("r.test/app", by_digest=False) == [Endpoint("r.test", "app")]
 
 
 def test_a_location_must_be_a_place(tmp_path: Path) -> None:

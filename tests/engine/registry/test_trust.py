@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import shutil
+import ssl
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ from prefect_diffah.engine.access import Access
 from prefect_diffah.engine.errors import InvalidOptions, NetworkError, NotFound, TLSUntrusted
 from prefect_diffah.engine.registry import connect_for_reading
 from prefect_diffah.engine.registry.trust import certificate_folder, tls_context
-from prefect_diffah.engine.testing.faults import FakeTime
+from prefect_diffah.engine.testing.faults import FakeTime, Fault
 from prefect_diffah.engine.testing.registry import InProcessRegistry
 
 INSECURE = '[[registry]]\nlocation = "{host}"\ninsecure = true\n'
@@ -87,6 +90,21 @@ def test_plain_http_needs_to_be_accepted(time: FakeTime, registries_conf: Path) 
             ask(registry, time)
 
 
+def test_what_was_wrong_with_https_is_told_where_plain_http_does_not_work_either(certificates: Any, time: FakeTime) -> None:
+    settings = certificates.server(ask_for_client=True)
+    # in newer versions the client learns only later that it was refused
+    settings.maximum_version = ssl.TLSVersion.TLSv1_2
+    with InProcessRegistry(tls=settings) as registry, pytest.raises(TLSUntrusted, match="https://"):
+        ask(registry, time, Access(tls_verify=False))
+    assert time.pauses == []
+
+
+def test_a_plain_registry_that_breaks_once_is_asked_again(time: FakeTime) -> None:
+    with InProcessRegistry(faults=(Fault(path="/v2/$", hang_up=True, times=1),)) as registry, pytest.raises(NotFound):
+        ask(registry, time, Access(tls_verify=False))
+    assert len(time.pauses) == 1
+
+
 def test_client_certificates_are_shown(certificates: Any, time: FakeTime, tmp_path: Path) -> None:
     folder = authorities(certificates, tmp_path / "certs")
     with InProcessRegistry(tls=certificates.server(ask_for_client=True)) as registry:
@@ -136,6 +154,17 @@ def test_proxies_of_the_environment_are_used(time: FakeTime, monkeypatch: pytest
         with pytest.raises(NotFound):
             connect_for_reading("nowhere.invalid/app", Access(tls_verify=False), patience=time.patience())[0].manifest("v1")
         assert ("GET", "http://nowhere.invalid/v2/app/manifests/v1", 404) in registry.requests
+
+
+@pytest.mark.parametrize("address", ["socks5://me:SECRET@127.0.0.1:1", "ftp://me:SECRET@127.0.0.1:1", "http://me:SECRET@[::1"])
+def test_a_proxy_that_cannot_be_used_is_told_by_its_variable(time: FakeTime, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", address)
+    # as where the optional package for such proxies is missing
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    with pytest.raises(InvalidOptions, match="HTTPS_PROXY") as caught:
+        connect_for_reading("r.test/app", patience=time.patience())
+    assert "httpx[socks]" in caught.value.next_action
+    assert "SECRET" not in json.dumps(caught.value.as_json())
 
 
 def test_no_proxy_spares_hosts(time: FakeTime, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,30 @@ from __future__ import annotations
 
 import random
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from prefect_diffah.engine.access import Access
-from prefect_diffah.engine.errors import AccessDenied, DiffahError, DigestMismatch, NetworkError, NotFound, RegistryUnavailable, RequestError, SizeMismatch
+from prefect_diffah.engine.errors import (
+    AccessDenied,
+    DiffahError,
+    DigestMismatch,
+    Interrupted,
+    NetworkError,
+    NotFound,
+    RegistryUnavailable,
+    RequestError,
+    SizeMismatch,
+)
 from prefect_diffah.engine.oci import Digest, verified
 from prefect_diffah.engine.registry import Repository, can_push, connect_for_writing, mount_blob, upload_blob
 from prefect_diffah.engine.testing.faults import FakeTime, Fault
@@ -166,11 +179,88 @@ def test_a_lost_answer_does_not_cost_the_upload(registry: InProcessRegistry, tim
     assert source.opened == 1
 
 
+def test_a_session_whose_address_is_stale_is_cancelled_at_the_one_it_tells(registry: InProcessRegistry, time: FakeTime) -> None:
+    registry.faults += [Fault(method="PUT", status=400), Fault(method="DELETE", status=416)]
+    with pytest.raises(RequestError):
+        upload(registry, time)
+    assert methods(registry) == [("POST", 202), ("PUT", 400), ("DELETE", 416), ("GET", 204), ("DELETE", 204)]
+    assert registry.uploads == {}
+
+
+def test_a_blob_that_another_upload_brought_leaves_no_session(registry: InProcessRegistry, time: FakeTime) -> None:
+    registry.put_blob("app", BLOB)
+    registry.faults.append(Fault(method="PUT", hang_up=True))
+    upload(registry, time)
+    assert registry.uploads == {}
+
+
 def test_a_lost_session_begins_again(registry: InProcessRegistry, time: FakeTime) -> None:
     registry.faults += [Fault(method="PATCH", skip=2, status=404), Fault(method="GET", path="/uploads/", status=404)]
     upload(registry, time, 30_000)
     assert stored(registry)
     assert [method for method, _ in methods(registry)].count("POST") == 2
+
+
+@pytest.mark.parametrize("commit", [{"status": 404}, {"hang_up": True}])
+def test_an_upload_that_begins_again_and_again_ends_with_the_patience(registry: InProcessRegistry, time: FakeTime, commit: dict[str, Any]) -> None:
+    registry.faults += [Fault(method="PUT", path="/uploads/", times=None, **commit), Fault(method="GET", path="/uploads/", status=404, times=None)]
+    source = Source()
+    with pytest.raises((RegistryUnavailable, NetworkError)):
+        upload(registry, time, 30_000, source=source)
+    assert sum(time.pauses) <= 60
+    assert source.opened < 20
+
+
+def test_a_registry_that_never_answers_costs_patience(registry: InProcessRegistry, time: FakeTime, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = open_repository(registry, time)
+    send, puts = Repository.send, []
+
+    def stuck(self: Repository, method: str, *arguments: Any, **options: Any) -> httpx.Response:
+        if method != "PUT":
+            return send(self, method, *arguments, **options)
+        puts.append(sum(map(len, options["body"]())))
+        time.now += 30
+        raise NetworkError("timed out")
+
+    monkeypatch.setattr(Repository, "send", stuck)
+    with pytest.raises(NetworkError, match="timed out"):
+        upload_blob(repository, DIGEST, len(BLOB), Source())
+    assert puts == [len(BLOB)] * 2
+
+
+def test_the_end_of_an_upload_is_waited_for_longer(registry: InProcessRegistry, time: FakeTime, monkeypatch: pytest.MonkeyPatch) -> None:
+    send, waits = httpx.Client.send, {}
+
+    def noted(self: httpx.Client, request: httpx.Request, **options: Any) -> httpx.Response:
+        waits[request.method] = request.extensions["timeout"]["read"]
+        return send(self, request, **options)
+
+    monkeypatch.setattr(httpx.Client, "send", noted)
+    upload(registry, time, 30_000)
+    assert waits == {"GET": 30, "POST": 30, "PATCH": 30, "PUT": 300}
+
+
+def test_nothing_more_is_sent_once_it_is_cancelled(registry: InProcessRegistry, time: FakeTime) -> None:
+    cancelled = threading.Event()
+    repository = connect_for_writing(f"{registry.host}/app", PLAIN, patience=replace(time.patience(), cancelled=cancelled))
+    registry.faults.append(Fault(method="PATCH", skip=1, status=500, times=None))
+
+    class Cancelling(Source):
+        @contextmanager
+        def __call__(self) -> Iterator[Iterator[bytes]]:
+            with super().__call__() as chunks:
+                yield self.until_half(chunks)
+
+        def until_half(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+            for at, chunk in enumerate(chunks):
+                if at == 7:
+                    cancelled.set()
+                yield chunk
+
+    with pytest.raises(Interrupted):
+        upload_blob(repository, DIGEST, len(BLOB), Cancelling(), chunk_size=30_000)
+    assert methods(registry) == [("POST", 202), ("PATCH", 202), ("PATCH", 500), ("DELETE", 204)]
+    assert registry.uploads == {}
 
 
 def test_a_registry_that_is_elsewhere_is_followed(registry: InProcessRegistry, time: FakeTime) -> None:
@@ -329,6 +419,12 @@ def test_a_mount_that_is_refused_becomes_an_upload(registry: InProcessRegistry, 
     registry.faults.append(Fault(method="POST", path="mount=", status=status))
     assert upload(registry, time, mount_from="base") == len(BLOB)
     assert stored(registry)
+
+
+def test_a_mount_that_is_refused_begins_nothing(registry: InProcessRegistry, time: FakeTime) -> None:
+    registry.faults.append(Fault(method="POST", path="mount=", status=403))
+    assert not mount_blob(open_repository(registry, time), DIGEST, "base")
+    assert methods(registry) == [("POST", 403)]
 
 
 # -- the right to push ------------------------------------------------------------

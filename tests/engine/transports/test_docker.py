@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -12,8 +13,20 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_diffah.engine.access import Access
-from prefect_diffah.engine.errors import AccessDenied, DigestMismatch, InvalidOptions, NotFound, RegistryUnavailable, SizeMismatch, Unsupported
+from prefect_diffah.engine.errors import (
+    AccessDenied,
+    DigestMismatch,
+    Interrupted,
+    InvalidOptions,
+    NetworkError,
+    NotFound,
+    RegistryUnavailable,
+    RequestError,
+    SizeMismatch,
+    Unsupported,
+)
 from prefect_diffah.engine.oci import Descriptor, Digest, Reference, mediatypes
+from prefect_diffah.engine.progress import cancellable
 from prefect_diffah.engine.registry import close_all
 from prefect_diffah.engine.testing.faults import FakeTime, Fault
 from prefect_diffah.engine.testing.images import GeneratedImage, index_of, next_version, random_image
@@ -168,6 +181,45 @@ def test_factories_know_it(registry: InProcessRegistry) -> None:
         assert place.check(IMAGE.outgoing("app:v1"), force=False)
 
 
+# -- cancelling -------------------------------------------------------------------
+
+
+def test_a_reader_gives_up_with_its_run(registry: InProcessRegistry, time: FakeTime) -> None:
+    registry.put_image("app", "v1", IMAGE)
+    registry.faults.append(Fault(path="/blobs/", cut=100, times=None))
+    with contextlib.suppress(ZeroDivisionError), cancellable():
+        source = reader(registry, time)
+        with source.stream(IMAGE.layers[0]) as chunks:
+            next(chunks)
+            raise ZeroDivisionError
+    asked_before = len(registry.requests)
+    for question in (source.root, lambda: source.holds(IMAGE.layers[0]), lambda: source.document(IMAGE.config)):
+        with pytest.raises(Interrupted):
+            question()
+    assert len(registry.requests) == asked_before
+    assert time.pauses == []
+
+
+def test_a_writer_gives_up_with_its_run(registry: InProcessRegistry, time: FakeTime) -> None:
+    with contextlib.suppress(ZeroDivisionError), cancellable():
+        place = writer(registry, time)
+        assert place.check(IMAGE.outgoing("app:v1"), force=False) is False
+        raise ZeroDivisionError
+    asked_before = len(registry.requests)
+    with pytest.raises(Interrupted):
+        place.write(IMAGE.outgoing("app:v1"), IMAGE, WriteOptions())
+    assert len(registry.requests) == asked_before
+
+
+def test_one_writers_end_is_not_its_runs(registry: InProcessRegistry, time: FakeTime) -> None:
+    registry.put_image("app", "v1", IMAGE)
+    with cancellable():
+        writer(registry, time).close()
+        with reader(registry, time) as source, writer(registry, time) as place:
+            assert source.root()[0].digest == IMAGE.root.digest
+            assert place.check(IMAGE.outgoing("app:v1"), force=False)
+
+
 # -- mirrors ----------------------------------------------------------------------
 
 
@@ -216,6 +268,68 @@ def test_a_mirror_that_is_down_is_not_waited_for_twice(registry: InProcessRegist
             tried = len(mirror.requests)
             assert source.holds(IMAGE.layers[0])
             assert len(mirror.requests) == tried
+
+
+@pytest.mark.parametrize("fault", [{"cut": 100}, {"truncate": 100}, {"cut": 0}])
+def test_the_registry_goes_on_where_a_mirror_breaks_off(registry: InProcessRegistry, time: FakeTime, machine: Path, fault: dict[str, int]) -> None:
+    layer = IMAGE.layers[0]
+    registry.put_image("app", "v1", IMAGE)
+    with mirrored(machine, registry) as mirror:
+        mirror.put_image("cache/app", "v1", IMAGE)
+        mirror.faults.append(Fault(path="/blobs/", times=None, **fault))
+        with reader(registry, time, access=Access()) as source, source.stream(layer) as chunks:
+            assert b"".join(chunks) == IMAGE.blobs[layer.digest]
+            blobs = [headers for headers, (_, path, _) in zip(registry.request_headers, registry.requests, strict=True) if "/blobs/" in path]
+            # each of the mirror's answers brought as much
+            seen = len([path for _, path, _ in mirror.requests if "/blobs/" in path]) * fault.get("cut", 100)
+            assert [headers.get("range") for headers in blobs] == [f"bytes={seen}-" if seen else None]
+            tried = len(mirror.requests)
+            assert source.holds(layer)
+        assert len(mirror.requests) == tried
+
+
+def test_a_mirror_that_lost_a_blob_half_way_is_not_asked_again(registry: InProcessRegistry, time: FakeTime, machine: Path) -> None:
+    registry.put_image("app", "v1", IMAGE)
+    with mirrored(machine, registry) as mirror:
+        mirror.put_image("cache/app", "v1", IMAGE)
+        mirror.faults += [Fault(path="/blobs/", **fault) for _ in range(3) for fault in ({"cut": 0}, {"status": 404})]
+        with reader(registry, time, access=Access()) as source, source.stream(IMAGE.layers[0]) as chunks:
+            assert b"".join(chunks) == IMAGE.blobs[IMAGE.layers[0].digest]
+        assert len(asked(mirror, "GET")) == 2
+
+
+def test_a_blob_that_a_mirror_damaged_comes_from_the_registry_next(registry: InProcessRegistry, time: FakeTime, machine: Path) -> None:
+    layer, other = IMAGE.layers[:2]
+    registry.put_image("app", "v1", IMAGE)
+    with mirrored(machine, registry) as mirror:
+        mirror.put_image("cache/app", "v1", IMAGE)
+        mirror.faults.append(Fault(path=layer.digest, flip=100, times=None))
+        with reader(registry, time, access=Access()) as source, source.stream(layer) as chunks, pytest.raises(NetworkError, match=mirror.host) as caught:
+            b"".join(chunks)
+        assert caught.value.transient
+        with reader(registry, time, access=Access()) as source:
+            for blob in (layer, other):
+                with source.stream(blob) as chunks:
+                    assert b"".join(chunks) == IMAGE.blobs[blob.digest]
+        assert asked(registry, "GET") == [f"/v2/app/blobs/{layer.digest}"]
+
+
+def test_what_the_registry_itself_damaged_stays_an_error(registry: InProcessRegistry, time: FakeTime, machine: Path) -> None:
+    registry.put_image("app", "v1", IMAGE)
+    registry.faults.append(Fault(path="/blobs/", flip=100, times=None))
+    with mirrored(machine, registry):
+        source = reader(registry, time, access=Access())
+        with source.stream(IMAGE.layers[0]) as chunks, pytest.raises(DigestMismatch):
+            b"".join(chunks)
+
+
+@pytest.mark.parametrize("fault", [{"flip": 3}, {"truncate": 3}])
+def test_a_config_that_a_mirror_damaged_comes_from_the_registry(registry: InProcessRegistry, time: FakeTime, machine: Path, fault: dict[str, int]) -> None:
+    registry.put_image("app", "v1", IMAGE)
+    with mirrored(machine, registry) as mirror:
+        mirror.put_image("cache/app", "v1", IMAGE)
+        mirror.faults.append(Fault(path="/blobs/", times=None, **fault))
+        assert reader(registry, time, access=Access()).document(IMAGE.config) == IMAGE.blobs[IMAGE.config.digest]
 
 
 def test_a_mirror_does_not_get_the_registrys_credentials(time: FakeTime, machine: Path) -> None:
@@ -315,19 +429,90 @@ def test_blobs_are_mounted_where_that_works(time: FakeTime, mounts: bool, obtain
         assert not any("from=app" in path for _, path, _ in registry.requests)
 
 
-def test_foreign_layers_stay_where_they_are(registry: InProcessRegistry, time: FakeTime) -> None:
-    foreign = Descriptor(media_type=mediatypes.DOCKER_FOREIGN_LAYER, digest=Digest.of(b"windows"), size=7, urls=("https://mcr.test/base",))
-    manifest = json.loads(IMAGE.manifest)
-    manifest["layers"].insert(0, {"mediaType": foreign.media_type, "digest": foreign.digest, "size": 7, "urls": list(foreign.urls)})
-    raw = json.dumps(manifest).encode()
-    root = Descriptor(media_type=IMAGE.root.media_type, digest=Digest.of(raw), size=len(raw))
-    out = OutgoingImage("app:v1", root, {root.digest: raw}, (root,), (IMAGE.config, foreign, *IMAGE.layers))
+FOREIGN = Descriptor(media_type=mediatypes.DOCKER_FOREIGN_LAYER, digest=Digest.of(b"windows"), size=7, urls=("https://mcr.test/base",))
+
+
+class WithForeign:
+    """``IMAGE`` with a foreign layer at the bottom, whose bytes are here or not."""
+
+    def __init__(self, here: bool) -> None:
+        self.here = here
+        manifest = json.loads(IMAGE.manifest)
+        manifest["layers"].insert(0, {"mediaType": FOREIGN.media_type, "digest": FOREIGN.digest, "size": 7, "urls": list(FOREIGN.urls)})
+        raw = json.dumps(manifest).encode()
+        self.root = Descriptor(media_type=IMAGE.root.media_type, digest=Digest.of(raw), size=len(raw))
+        self.out = OutgoingImage("app:v1", self.root, {self.root.digest: raw}, (self.root,), (IMAGE.config, FOREIGN, *IMAGE.layers))
+
+    @contextmanager
+    def stream(self, descriptor: Descriptor) -> Iterator[Iterator[bytes]]:
+        if descriptor == FOREIGN and self.here:
+            yield iter([b"windows"])
+        else:
+            with IMAGE.stream(descriptor) as chunks:
+                yield chunks
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_foreign_layers_go_along_where_they_are_at_hand(registry: InProcessRegistry, time: FakeTime, here: bool) -> None:
+    image = WithForeign(here)
     with writer(registry, time) as place:
-        assert place.obtain(out, foreign)
-        assert not place.obtain(out, foreign.model_copy(update={"urls": ()}))
-        place.write(out, IMAGE, WriteOptions())
-    assert foreign.digest not in registry.repository("app").blobs
-    assert registry.repository("app").tags == {"v1": root.digest}
+        assert not place.obtain(image.out, FOREIGN)
+        written = place.write(image.out, image, WriteOptions())
+    assert (FOREIGN.digest in registry.repository("app").blobs) == here
+    assert registry.repository("app").tags == {"v1": image.root.digest}
+    assert registry.uploads == {}
+    assert written.bytes_written == sum(map(len, IMAGE.blobs.values())) + (7 if here else 0)
+    assert [FOREIGN.digest in note for note in written.notes] == ([] if here else [True])
+
+
+def test_foreign_layers_are_obtained_where_the_registry_has_them(registry: InProcessRegistry, time: FakeTime) -> None:
+    registry.put_blob("base", b"windows")
+    out = replace(WithForeign(here=False).out, mountable_from=(f"{registry.host}/base",))
+    with writer(registry, time) as place:
+        assert place.obtain(out, FOREIGN)
+    assert FOREIGN.digest in registry.repository("app").blobs
+
+
+def test_an_ordinary_layer_must_be_at_hand(registry: InProcessRegistry, time: FakeTime) -> None:
+    bare = FOREIGN.model_copy(update={"urls": ()})
+    with writer(registry, time) as place, pytest.raises(NotFound):
+        place.write(replace(IMAGE.outgoing("app:v1"), blobs=(bare,)), IMAGE, WriteOptions())
+
+
+def test_a_registry_that_takes_no_urls_is_named_as_such(registry: InProcessRegistry, time: FakeTime) -> None:
+    body = {"errors": [{"code": "UNKNOWN"}, {"code": "MANIFEST_BLOB_UNKNOWN"}]}
+    registry.faults.append(Fault(method="PUT", path="/manifests/", status=500, body=json.dumps(body).encode(), times=None))
+    image = WithForeign(here=True)
+    with writer(registry, time) as place, pytest.raises(RequestError) as caught:
+        place.write(image.out, image, WriteOptions())
+    assert "urls.allow" in caught.value.next_action
+    assert time.pauses == []
+
+
+def test_force_finds_what_the_registry_lost(registry: InProcessRegistry, time: FakeTime) -> None:
+    out = IMAGE.outgoing("app:v1")
+    registry.put_image("app", "v1", IMAGE)
+    del registry.repository("app").blobs[IMAGE.layers[0].digest]
+    for force, complete in ((False, True), (True, False)):
+        with writer(registry, time) as place:
+            assert place.check(out, force=force) is complete
+    with writer(registry, time) as place:
+        written = place.write(out, IMAGE, WriteOptions(force=True))
+    assert (written.status, written.bytes_written) == ("written", IMAGE.layers[0].size)
+    assert held(registry) == everything(IMAGE)
+    with writer(registry, time) as place:
+        assert place.check(out, force=True) is True
+        assert place.write(out, Nothing(), WriteOptions(force=True)).status == "unchanged"
+
+
+def test_a_tag_cannot_keep_a_digest_of_another_algorithm(registry: InProcessRegistry, time: FakeTime) -> None:
+    image = random_image("sha512", algorithm="sha512")
+    written = writer(registry, time).write(image.outgoing("app:v1"), image, WriteOptions())
+    assert written.root is None
+    assert len(written.notes) == 1
+    registry.faults.append(Fault(method="PUT", path="/manifests/", status=400, times=None))
+    with pytest.raises(Unsupported, match="sha512"):
+        writer(registry, time).write(image.outgoing("app:v1"), image, WriteOptions())
 
 
 def test_a_digest_that_is_not_the_images_is_refused(registry: InProcessRegistry, time: FakeTime) -> None:
