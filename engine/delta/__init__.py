@@ -1,1 +1,1 @@
-"""Deltas: planned, packed into an archive, read again and applied. The archive is specified in FORMAT.md."""
+"""Deltas: what travels, the archive it travels in, and how images are rebuilt from it. The format is specified in FORMAT.md."""
