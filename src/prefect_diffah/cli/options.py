@@ -23,7 +23,7 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 _CREDENTIALS = ("username", "creds_env", "registry_token_file", "no_creds", "credentials")
 _PLACE: dict[str, dict[str, Any]] = {
-    "authfile": {"metavar": "FILE", "help": "auth.json to use instead of the default ones"},
+    "authfile": {"metavar": "FILE", "help": "use this auth.json instead of the default ones"},
     "creds_env": {"metavar": "NAME", "help": "environment variable that holds USERNAME:PASSWORD"},
     "username": {"metavar": "NAME", "help": "user name; its password comes from --password-stdin"},
     "no_creds": {"is_flag": True, "default": None, "help": "send no credentials"},
