@@ -128,9 +128,9 @@ class _SavedImages(layout.Opened):
     """
 
     def __init__(self, files: TarIndex, reference: Reference) -> None:
-        self.notes: tuple[str, ...] = ()
         self._files, self._reference = files, reference
         self._where = str(files.location)
+        self.notes: tuple[str, ...] = (f"{self._where} holds its layers uncompressed, under their diffIDs: digests of compressed layers are not found in it",)
         try:
             self._items = TypeAdapter(tuple[_SavedItem, ...]).validate_json(files.read(MANIFEST, MAX_MANIFEST))
         except ValidationError as error:

@@ -149,6 +149,11 @@ class TestSynthesized:
             with pytest.raises(DigestMismatch), reader.stream(manifest.layers[0]) as chunks:  # type: ignore[union-attr]
                 list(chunks)
 
+    def test_a_baseline_without_a_manifest_says_why_it_lacks_compressed_layers(self, tmp_path: Path, image: GeneratedImage, opened: Opened) -> None:
+        with opened(Saved().add(image, "app:v1").write(tmp_path / "a.tar")) as reader:
+            assert not any(reader.holds(layer) for layer in image.layers)
+            assert "uncompressed" in reader.notes[0]
+
     def test_a_layer_that_inflates_without_end(self, tmp_path: Path, image: GeneratedImage, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(compression, "FREE_SIZE", 1_000_000)
         saved = Saved().add(image, "app:v1", compress=lambda content: bz2.compress(bytes(10_000_000)))
