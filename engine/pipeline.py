@@ -63,11 +63,9 @@ class Direct:
                 for future in as_completed(futures):
                     future.result()
             return [future.result() for future in futures]
-        except Exception:
-            raise
-        except BaseException:
+        except BaseException as error:
             # whoever presses Ctrl-C does not wait for a registry's answer
-            interrupted = True
+            interrupted = not isinstance(error, Exception)
             raise
         finally:
             pool.shutdown(wait=not interrupted, cancel_futures=True)

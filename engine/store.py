@@ -16,7 +16,7 @@ import os
 import time
 from functools import wraps
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from pydantic import ValidationError
 
@@ -44,11 +44,13 @@ def default_store() -> str:
     return os.environ.get("PREFECT_DIFFAH_STORE") or os.path.join(cache, "prefect-diffah")
 
 
-class Recorded(Protocol):
-    """A step's result that can be recorded: JSON, and the blobs it stands on."""
+class Recorded(Model):
+    """A step's result that is recorded."""
 
     @property
-    def stored_blobs(self) -> tuple[Descriptor, ...]: ...
+    def stored_blobs(self) -> tuple[Descriptor, ...]:
+        """The blobs in the store that it stands on."""
+        raise NotImplementedError
 
 
 class Pruned(Model):
@@ -210,7 +212,7 @@ def record_key(step: str, version: int, inputs: dict[str, Any]) -> str:
     return f"{step}/{Digest.of(canonical_json([step, version, inputs])).hex}"
 
 
-R = TypeVar("R", bound=Model)
+R = TypeVar("R", bound=Recorded)
 
 
 def recorded(
@@ -220,7 +222,7 @@ def recorded(
 
     Args:
         version: raised whenever the step would make something else of the same inputs.
-        model: what it returns, with ``stored_blobs``.
+        model: what it returns.
         inputs: what its result depends on, as JSON, from its item.
     """
 
@@ -235,7 +237,7 @@ def recorded(
                 with contextlib.suppress(ValidationError):
                     return model.model_validate(known)
             result = function(item, store, *args, **kwargs)
-            store.put_record(key, result.model_dump(mode="json", exclude_defaults=True), getattr(result, "stored_blobs"))  # noqa: B009
+            store.put_record(key, result.model_dump(mode="json", exclude_defaults=True), result.stored_blobs)
             return result
 
         setattr(step, "record_of", lambda item: record_key(name, version, inputs(item)))  # noqa: B010

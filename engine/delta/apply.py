@@ -12,7 +12,7 @@ from prefect_diffah.engine.images import ImageName, Place
 from prefect_diffah.engine.model import Model
 from prefect_diffah.engine.oci import MAX_CONFIG, MAX_MANIFEST, Descriptor, Digest, ImageConfig, Index, parse_document
 from prefect_diffah.engine.progress import transfer
-from prefect_diffah.engine.store import Store, recorded
+from prefect_diffah.engine.store import Recorded, Store, recorded
 from prefect_diffah.engine.transports import DEFAULT_OPTIONS, OutgoingImage, WriteOptions, Written, open_writer
 
 if TYPE_CHECKING:
@@ -28,10 +28,6 @@ class Delta(Model):
     artifact: Digest
     """Digest of the artifact manifest."""
     canonical: bool
-
-    @property
-    def stored_blobs(self) -> tuple[Descriptor, ...]:
-        return tuple(blob.descriptor for blob in self.sidecar.blobs if blob.role in ("manifest", "config"))
 
 
 class Rebuild(Model):
@@ -51,7 +47,7 @@ class ImportPlan(Model):
     """Blobs that the output's place has, or took over from its neighbour."""
 
 
-class RebuiltBlob(Model):
+class RebuiltBlob(Recorded):
     """A blob of the target, in the store."""
 
     descriptor: Descriptor

@@ -14,7 +14,7 @@ from prefect_diffah.engine.model import Model
 from prefect_diffah.engine.oci import Descriptor, Digest, mediatypes
 from prefect_diffah.engine.progress import transfer
 from prefect_diffah.engine.storage import FileLocation
-from prefect_diffah.engine.store import Store, recorded
+from prefect_diffah.engine.store import Recorded, Store, recorded
 from prefect_diffah.engine.transports import DEFAULT_OPTIONS, WriteOptions, Written, open_writer
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ __all__ = ["PackedBlob", "WrittenDelta", "check_delta_output", "pack_blobs", "si
 TOOL = "prefect-diffah"
 
 
-class PackedBlob(Model):
+class PackedBlob(Recorded):
     """The payloads that one blob travels as; they are in the store."""
 
     digest: Digest

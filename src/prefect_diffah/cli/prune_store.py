@@ -36,13 +36,7 @@ def command(**options: Any) -> None:
     Nothing is lost that a run cannot make again. Runs under way may have to.
     """
     configure_logging(options["log_level"], quiet=options["quiet"])
-    request = request_of(StoreRequest, store=options["store"], store_block=options["store_block"])
-    if options["store_block"]:
-        from prefect_diffah.tasks.blocks import load_block
-
-        store = request.open_store(load_block)
-    else:
-        store = request.open_store(None)
+    store = request_of(StoreRequest, store=options["store"], store_block=options["store_block"]).open_store(_load_block)
     pruned = store.prune(_size(options["max_size"]), dry_run=options["dry_run"])
     verb = "would remove" if options["dry_run"] else "removed"
     lines = [
@@ -51,3 +45,10 @@ def command(**options: Any) -> None:
         f"left: {pruned.left} blobs ({human(pruned.left_bytes)})",
     ]
     show("prune", pruned, lines, as_json=options["as_json"])
+
+
+def _load_block(kind: str, name: str) -> Any:
+    # Prefect takes seconds to import, and most calls name no block
+    from prefect_diffah.tasks.blocks import load_block
+
+    return load_block(kind, name)
