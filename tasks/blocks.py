@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import httpx
 from prefect.blocks.core import Block
 from prefect.types import SecretDict
 from pydantic import Field, SecretStr
 
-from prefect_diffah.engine.errors import NotFound
+from prefect_diffah.engine.errors import NotFound, ServerUnreachable
 
 __all__ = ["DeltaStore", "RegistryCredentials", "load_block"]
 
@@ -69,9 +70,12 @@ def load_block(kind: str, name: str) -> dict[str, Any]:
 
     Raises:
         NotFound: no block of that kind and name.
+        ServerUnreachable: no Prefect server answers.
     """
     try:
         block: Any = _KINDS[kind].load(name)
+    except httpx.TransportError as error:
+        raise ServerUnreachable(f"no Prefect server answers that has the block {name}: {error}") from error
     except ValueError as error:
         raise NotFound(f"there is no {kind} block named {name!r}", next_action="Create it in the Prefect UI, or correct the name.") from error
     return {field: getattr(block, field) for field in type(block).model_fields}

@@ -396,6 +396,14 @@ def test_interrupted_while_a_registry_says_nothing(pair, tmp_path):
     assert out == ""
 
 
+def test_no_prefect_server_for_a_block(tmp_path):
+    script = "import sys; from prefect_diffah.cli import main; main(sys.argv[1:])"
+    environment = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(tmp_path / "prefect")}
+    arguments = ["prune", "--max-size", "0", "--store-block", "builds", "--json"]
+    ended = subprocess.run([sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, json.loads(ended.stdout)["error"]["code"]) == (3, "server-unreachable"), ended.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(pair, stocked, tmp_path, number, monkeypatch):
     """The registry holds the layer back until the signal is on its way."""
